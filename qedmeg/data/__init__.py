@@ -1,0 +1,1 @@
+"""From problems and teacher proofs to packed, masked token batches."""

@@ -1,0 +1,35 @@
+"""Errors that are the user's to mend, and how every command ends."""
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+EXIT_DIFFERS = 1  # the command worked and found what should be equal to differ
+EXIT_USER_ERROR = 2  # bad input; nothing was begun
+EXIT_REQUEUE = 75  # stopped by SIGTERM after a save (EX_TEMPFAIL): the same command goes on from there
+
+
+class UserError(Exception):
+    """A mistake in what the user gave: one message naming the file, the field, the value and the remedy.
+
+    Raised before training or conversion begins. Commands print it without a traceback and exit with status 2.
+    """
+
+
+def near_miss(name: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the known name nearest to `name`, or an empty string when none is near."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def run_command(main: Callable[[], int]) -> None:
+    """Run a command's `main` and exit with its status; a `UserError` becomes one line on stderr and status 2."""
+    try:
+        status = main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        status = EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        status = 130
+    sys.exit(status)

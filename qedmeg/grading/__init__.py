@@ -1,0 +1,1 @@
+"""What a grade is, what a rubric is, and who gives the points."""

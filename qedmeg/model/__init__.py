@@ -1,0 +1,1 @@
+"""Model families, layers, layer specs, building and weights."""

@@ -1,0 +1,171 @@
+"""From an architecture and a parallelism to this rank's Megatron-core model chunks."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import mappings
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from qedmeg.errors import UserError
+from qedmeg.model.families import Architecture
+from qedmeg.model.output_loss import summed_cross_entropy
+from qedmeg.model.spec import block_spec, has_transformer_engine
+from qedmeg.parallel import Parallelism, stage_layers
+
+Recompute = Literal["none", "selective", "full"]
+Fp8Recipe = Literal["delayed", "tensorwise", "blockwise"]
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How the model computes: precision, layer implementation, what is recomputed in backward."""
+
+    dtype: torch.dtype = torch.float32
+    transformer_engine: bool = False
+    fp8: Fp8Recipe | None = None
+    recompute: Recompute = "none"
+
+
+class LanguageModel(GPTModel):
+    """Megatron-core's GPT whose loss is taken in chunks, without logits of [tokens, vocabulary] in memory."""
+
+    def __init__(self, *args: Any, real_vocabulary: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.real_vocabulary = real_vocabulary
+
+    def _postprocess(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """Hidden states on inner stages; logits [b, s, vocabulary / TP] without labels; with labels the summed loss."""
+        labels, mask = kwargs.get("labels"), kwargs.get("loss_mask")
+        if not self.post_process or labels is None or mask is None:
+            output: torch.Tensor = super()._postprocess(hidden_states, **kwargs)
+            return output
+        tp_group = self.pg_collection.tp
+        if self.config.sequence_parallel:
+            hidden_states = mappings.gather_from_sequence_parallel_region(hidden_states, group=tp_group)
+        else:
+            hidden_states = mappings.copy_to_tensor_model_parallel_region(hidden_states, group=tp_group)
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        return summed_cross_entropy(
+            hidden_states.transpose(0, 1).reshape(-1, hidden_states.shape[-1]),
+            self.output_layer.weight if weight is None else weight,
+            labels.reshape(-1),
+            mask.reshape(-1),
+            self.real_vocabulary,
+            tp_group,
+        )
+
+
+def transformer_config(model: Architecture, parallelism: Parallelism, compute: Compute) -> TransformerConfig:
+    """Megatron-core's settings for a model.
+
+    Raises:
+        UserError: Transformer Engine or FP8 is asked for and not there. Megatron-core alone ignores FP8 in silence.
+    """
+    if compute.fp8 and not compute.transformer_engine:
+        raise UserError(f"compute.fp8: {compute.fp8} needs compute.transformer_engine: true")
+    if compute.transformer_engine and not has_transformer_engine():
+        raise UserError(
+            "compute.transformer_engine: true, but the package transformer_engine is not installed; install "
+            "requirements-gpu.txt on a machine with a GPU, or set it to false"
+        )
+    fused = compute.transformer_engine
+    options: dict[str, Any] = {}
+    if parallelism.vpp > 1:
+        # Batched point-to-point exchange and deallocated outputs give wrong gradients over gloo, silently.
+        options |= {"overlap_p2p_comm": True, "batch_p2p_comm": False}
+    if model.layers % (parallelism.pp * parallelism.vpp):
+        options["pipeline_model_parallel_layout"] = _layout(model.layers, parallelism)
+    elif parallelism.vpp > 1:
+        options["virtual_pipeline_model_parallel_size"] = parallelism.vpp
+    if compute.recompute == "full":
+        options |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    elif compute.recompute == "selective":
+        options |= {"recompute_granularity": "selective", "recompute_modules": ["core_attn", "mlp"]}
+    if compute.fp8:
+        options |= {"fp8": "hybrid", "fp8_recipe": compute.fp8}
+        if compute.fp8 == "delayed":
+            options |= {"fp8_amax_history_len": 1024, "fp8_amax_compute_algo": "max"}
+    if model.experts is not None:
+        options |= {
+            "num_moe_experts": model.experts.count,
+            "moe_router_topk": model.experts.per_token,
+            "moe_ffn_hidden_size": model.experts.hidden,
+            # softmax over the chosen experts alone equals softmax over all, then normalised over the chosen
+            "moe_router_pre_softmax": not model.experts.normalised,
+            "moe_router_load_balancing_type": "none",
+            "moe_token_dispatcher_type": "alltoall",
+            "moe_grouped_gemm": fused,
+            "expert_model_parallel_size": parallelism.ep,
+        }
+    return TransformerConfig(
+        num_layers=model.layers,
+        hidden_size=model.hidden,
+        ffn_hidden_size=model.ffn_hidden,
+        num_attention_heads=model.heads,
+        num_query_groups=model.kv_heads,
+        kv_channels=model.head_dim,
+        normalization="RMSNorm",
+        layernorm_epsilon=model.norm_eps,
+        qk_layernorm=model.family.qk_norm,
+        add_qkv_bias=model.family.qkv_bias,
+        add_bias_linear=False,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        params_dtype=compute.dtype,
+        pipeline_dtype=compute.dtype,
+        bf16=compute.dtype == torch.bfloat16,
+        fp16=compute.dtype == torch.float16,
+        tensor_model_parallel_size=parallelism.tp,
+        pipeline_model_parallel_size=parallelism.pp,
+        context_parallel_size=parallelism.cp,
+        sequence_parallel=parallelism.sp,
+        calculate_per_token_loss=True,
+        use_cpu_initialization=not torch.cuda.is_available(),
+        # weights always come from a checkpoint: filling them with random numbers first would be wasted
+        perform_initialization=False,
+        masked_softmax_fusion=False,
+        bias_activation_fusion=fused,
+        bias_dropout_fusion=False,
+        apply_rope_fusion=fused,
+        persist_layer_norm=fused,
+        gradient_accumulation_fusion=False,
+        **options,
+    )
+
+
+def _layout(layers: int, parallelism: Parallelism) -> list[list[str]]:
+    """Megatron-core's layer layout by (virtual) stage, for layer counts that the stages do not divide."""
+    stages = [["decoder"] * len(held) for held in stage_layers(layers, parallelism.pp * parallelism.vpp)]
+    return [["embedding", *stages[0]], *stages[1:-1], [*stages[-1], "loss"]]
+
+
+def build_model(model: Architecture, parallelism: Parallelism, compute: Compute) -> list[LanguageModel]:
+    """This rank's model chunks (one, or VPP of them), with weights not yet filled in."""
+    config = transformer_config(model, parallelism, compute)
+    chunks = []
+    for chunk in range(parallelism.vpp):
+        stage = chunk if parallelism.vpp > 1 else None
+        chunks.append(
+            LanguageModel(
+                config=config,
+                transformer_layer_spec=block_spec(config, compute.transformer_engine, stage),
+                vocab_size=model.padded_vocabulary(parallelism.tp),
+                real_vocabulary=model.vocabulary,
+                max_sequence_length=model.max_positions,
+                pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage),
+                post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=stage),
+                share_embeddings_and_output_weights=model.tied,
+                position_embedding_type="rope",
+                rotary_base=model.rope_base,
+                rope_scaling=model.rope_factor is not None,
+                rope_scaling_factor=model.rope_factor or 1.0,
+                vp_stage=stage,
+            )
+        )
+    return chunks

@@ -1,0 +1,126 @@
+"""Layers of our own for Megatron-core's layer spec, where Transformer Engine is not: RMSNorm and SDPA attention."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+
+class RMSNorm(torch.nn.Module):
+    """Root mean square norm (arXiv 1910.07467, eq. 4), computed in fp32 as transformers does.
+
+    Megatron's own torch norm lacks the mark by which gradients are summed over TP ranks under sequence parallelism.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_: Any) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        self.eps = eps
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Normalise the last dimension."""
+        if hidden.dtype == torch.float32:
+            return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
+        # The weight is multiplied in the model's precision, after rounding: transformers' order.
+        return self.weight * F.rms_norm(hidden.float(), self.weight.shape, eps=self.eps).to(hidden.dtype)
+
+
+class _GatherSequence(torch.autograd.Function):
+    """[tokens of this rank, ...] to [ranks, tokens of a rank, ...]; backward sums over ranks and takes this rank's."""
+
+    @staticmethod
+    def forward(context: Any, tensor: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+        context.group = group
+        gathered = tensor.new_empty(group.size(), *tensor.shape)
+        dist.all_gather_into_tensor(gathered.view(-1, *tensor.shape[1:]), tensor.contiguous(), group=group)
+        return gathered
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        total = gradients[0].contiguous()
+        dist.all_reduce(total, group=context.group)
+        return total[context.group.rank()], None
+
+
+class SDPAttention(MegatronModule):
+    """Causal attention by torch's scaled_dot_product_attention: dense or packed, with context parallelism.
+
+    Packed documents get one call each, which was the fastest on CPU and computes nothing outside the diagonal blocks.
+    Under context parallelism each rank holds chunks r and 2·CP−1−r of the 2·CP chunks of each sequence (Megatron's
+    balanced order); keys and values are gathered, queries stay.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: Any,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+        **_: Any,
+    ) -> None:
+        super().__init__(config=config)
+        groups = pg_collection or ProcessGroupCollection.use_mpu_process_groups(required_pgs=["cp"])
+        self.cp_group = groups.cp
+        self.scale = softmax_scale
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        attn_mask_type: Any = None,
+        attention_bias: torch.Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> torch.Tensor:
+        """Dense: q, k, v [s, b, h, d] to [s, b, h·d]. Packed: [t, h, d] to [t, h·d]; both of this CP rank."""
+        if packed_seq_params is None:
+            attended = self._attend(query, key, value)
+            return attended.reshape(*attended.shape[:2], -1)
+        bounds = (packed_seq_params.cu_seqlens_q // self.cp_group.size()).tolist()
+        query, key, value = (tensor.view(-1, 1, *tensor.shape[-2:]) for tensor in (query, key, value))
+        documents = [
+            self._attend(query[start:end], key[start:end], value[start:end])
+            for start, end in zip(bounds, bounds[1:], strict=False)
+            if end > start
+        ]
+        return torch.cat(documents).reshape(query.shape[0], -1)
+
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """One causal attention over [s, b, h, d]."""
+        mask = None
+        if self.cp_group.size() > 1:
+            mask = self._causal_mask(query.shape[0]).to(query.device)
+            key, value = self._whole_sequence(key), self._whole_sequence(value)
+        query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))  # [b, h, s, d]
+        grouped = query.shape[1] != key.shape[1]
+        attended = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=self.scale, enable_gqa=grouped
+        )
+        return attended.permute(2, 0, 1, 3)
+
+    def _whole_sequence(self, tensor: torch.Tensor) -> torch.Tensor:
+        """[s / CP, ...] of each rank to [s, ...] in the sequence's order."""
+        low, high = _GatherSequence.apply(tensor, self.cp_group).chunk(2, dim=1)  # [CP, s / 2CP, ...] each
+        return torch.cat([low.flatten(0, 1), high.flip(0).flatten(0, 1)])
+
+    def _causal_mask(self, local: int) -> torch.Tensor:
+        """[s / CP, s]: which keys each of this rank's queries may see."""
+        positions = positions_of_rank(local * self.cp_group.size(), self.cp_group.size(), self.cp_group.rank())
+        return positions[:, None] >= torch.arange(local * self.cp_group.size())
+
+
+def positions_of_rank(length: int, cp: int, rank: int) -> torch.Tensor:
+    """Positions [length / CP] of a sequence that a context-parallel rank holds, in the order it holds them."""
+    chunks = torch.arange(length).chunk(2 * cp)
+    return torch.cat([chunks[rank], chunks[2 * cp - 1 - rank]]) if cp > 1 else torch.arange(length)

@@ -1,0 +1,39 @@
+"""The layer spec seam: which implementation each layer has, here and on GPUs."""
+
+import importlib.util
+from functools import cache
+
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from qedmeg.model.layers import RMSNorm, SDPAttention
+
+
+@cache
+def has_transformer_engine() -> bool:
+    """Whether Transformer Engine is installed. Its meta package without the torch part does not count."""
+    try:
+        return importlib.util.find_spec("transformer_engine.pytorch") is not None
+    except (ImportError, RuntimeError):
+        return False
+
+
+def block_spec(config: TransformerConfig, transformer_engine: bool, vp_stage: int | None) -> TransformerBlockSubmodules:
+    """Megatron-core's spec of this rank's layers: Transformer Engine's modules, or torch's with ours where it lacks.
+
+    Ours are RMSNorm (fit for sequence parallelism) and attention (packed, context parallel, SDPA kernels).
+    """
+    spec = get_gpt_decoder_block_spec(
+        config, use_transformer_engine=transformer_engine, normalization="RMSNorm", vp_stage=vp_stage
+    )
+    if transformer_engine:
+        return spec
+    spec.layer_norm = RMSNorm
+    for layer in spec.layer_specs:
+        layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = RMSNorm
+        attention = layer.submodules.self_attention.submodules
+        attention.core_attention = SDPAttention
+        if config.qk_layernorm:
+            attention.q_layernorm = attention.k_layernorm = RMSNorm
+    return spec

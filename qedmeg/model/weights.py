@@ -1,0 +1,191 @@
+"""The one description of how each parameter is named and split: Hugging Face tensors, Megatron tensors, rank shards.
+
+A Megatron checkpoint tensor (`GlobalTensor`) is its Hugging Face sources laid one after the other along dimension 0;
+q, k and v take turns, one query group at a time. Tensor parallelism cuts it into equal chunks along one dimension.
+`pieces` says which source rows make up any chunk. Conversion, starting from a Hugging Face folder, verifying and, for
+a model in memory, Megatron's own `sharded_state_dict` all meet in it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qedmeg.errors import UserError
+from qedmeg.model import families
+from qedmeg.model.families import Architecture, Rule
+from qedmeg.model.safetensors_file import Reader, TensorInfo
+
+TIED_OUTPUT = "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A Hugging Face tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class GlobalTensor:
+    """A tensor of Megatron's checkpoint, all TP ranks together."""
+
+    key: str
+    sources: tuple[Source, ...]
+    split: int | None
+    layer: int | None
+    """The layer that it belongs to, counted over all pipeline stages; None for embedding, final norm and output."""
+    expert: int | None
+    groups: int
+    """Query groups by which several sources are interleaved; 1 for a single source."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Without the padding of the vocabulary."""
+        return (sum(source.shape[0] for source in self.sources), *self.sources[0].shape[1:])
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows `start:start+count` of a source, which are rows `target:target+count` of a Megatron tensor."""
+
+    source: Source
+    start: int
+    target: int
+    count: int
+
+
+def global_tensors(model: Architecture) -> dict[str, GlobalTensor]:
+    """All tensors of a model's Megatron checkpoint by key, in the order of the layers."""
+
+    def tensor(rule: Rule, layer: int | None = None, expert: int | None = None) -> GlobalTensor:
+        prefix, source_prefix = ("", "") if layer is None else (f"decoder.layers.{layer}.", f"model.layers.{layer}.")
+        sources = tuple(Source(source_prefix + name.format(e=expert), model.size(size)) for name, size in rule.sources)
+        groups = model.kv_heads if len(sources) > 1 else 1
+        return GlobalTensor(prefix + rule.key.format(e=expert), sources, rule.split, layer, expert, groups)
+
+    found = [tensor(families.EMBEDDING)]
+    for layer in range(model.layers):
+        for rule in model.family.layer:
+            experts = range(model.experts.count) if model.experts and "{e}" in rule.key else [None]
+            found += [tensor(rule, layer, expert) for expert in experts]
+    found.append(tensor(families.FINAL_NORM))
+    if not model.tied:
+        found.append(tensor(families.OUTPUT))
+    return {tensor.key: tensor for tensor in found}
+
+
+def _runs(tensor: GlobalTensor) -> Iterator[Piece]:
+    """The whole tensor as runs of source rows, in order."""
+    target = 0
+    for group in range(tensor.groups):
+        for source in tensor.sources:
+            count = source.shape[0] // tensor.groups
+            yield Piece(source, group * count, target, count)
+            target += count
+
+
+def pieces(tensor: GlobalTensor, start: int, stop: int) -> Iterator[Piece]:
+    """What rows `start:stop` of a Megatron tensor are made of; `target` counts from `start`.
+
+    Rows beyond the tensor's own (padding of the vocabulary) belong to no piece.
+    """
+    for run in _runs(tensor):
+        first, last = max(run.target, start), min(run.target + run.count, stop)
+        if first < last:
+            yield Piece(run.source, run.start + first - run.target, first - start, last - first)
+
+
+def read_chunk(
+    reader: Reader, tensor: GlobalTensor, start: tuple[int, ...], shape: tuple[int, ...], dtype: torch.dtype
+) -> torch.Tensor:
+    """The chunk `[start : start + shape]` of a Megatron tensor, read from Hugging Face files; padding is zero.
+
+    Raises:
+        UserError: what was read holds NaN or infinity.
+    """
+    width = tensor.shape[1:]  # rows are read whole, and cut where TP cuts columns
+    rows = torch.zeros((shape[0], *width), dtype=reader.tensors[tensor.sources[0].name].dtype)
+    for piece in pieces(tensor, start[0], start[0] + shape[0]):
+        reader.read_rows(piece.source.name, piece.start, rows[piece.target : piece.target + piece.count])
+    if not torch.isfinite(rows.sum(dtype=torch.float32)) and not torch.isfinite(rows).all():
+        names = ", ".join(source.name for source in tensor.sources)
+        path = reader.tensors[tensor.sources[0].name].path
+        raise UserError(f"{path}: tensor {names} holds NaN or infinity; train or fetch the checkpoint again")
+    if len(shape) > 1:
+        rows = rows[:, start[1] : start[1] + shape[1]]
+    return rows.to(dtype)
+
+
+def check_sources(model: Architecture, tensors: dict[str, TensorInfo], folder: Path) -> None:
+    """Refuse a folder whose tensors are not the architecture's.
+
+    Raises:
+        UserError: naming the first tensor that is missing, has another shape or is not known.
+    """
+    expected = {source.name: source for tensor in global_tensors(model).values() for source in tensor.sources}
+    for name, source in expected.items():
+        if name not in tensors:
+            raise UserError(f"{folder}: lacks tensor {name}, which a {model.name} of {model.layers} layers has")
+        found = tensors[name]
+        if found.shape != source.shape:
+            raise UserError(
+                f"{found.path}: tensor {name} has shape {list(found.shape)}; its config.json makes it "
+                f"{list(source.shape)}"
+            )
+    for name in tensors:
+        tied = model.tied and name == TIED_OUTPUT
+        if name not in expected and not tied and not name.endswith("rotary_emb.inv_freq"):
+            raise UserError(
+                f"{tensors[name].path}: tensor {name} is not part of a {model.name}; its config does not fit"
+            )
+
+
+def sharded_tensors(chunks: list[Any]) -> list[Any]:
+    """Megatron's own account of this rank's parameters: a `ShardedTensor` each (two for the SwiGLU pair).
+
+    Each has its checkpoint key, its place in the global tensor and, as `.data`, a view of the parameter's memory.
+    """
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
+
+    found: dict[int, Any] = {}
+    for chunk in chunks:
+        state = chunk.sharded_state_dict(metadata=checkpoint_metadata())
+        apply_factories(state)
+        for value in nested_values(state):
+            if isinstance(value, ShardedTensor):
+                found[id(value)] = value
+    return list(found.values())
+
+
+def checkpoint_metadata() -> dict[str, Any]:
+    """How Megatron is to lay out a checkpoint: a key for each layer, expert and half of the SwiGLU pair."""
+    from megatron.core import parallel_state
+
+    return {
+        "singleton_local_shards": True,
+        "distrib_optim_sharding_type": "fully_reshardable",
+        "chained_optim_avoid_prefix": True,
+        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+    }
+
+
+@torch.no_grad()
+def load_hf(chunks: list[Any], model: Architecture, folder: Path) -> None:
+    """Fill this rank's model chunks from a Hugging Face folder, reading only what the rank holds.
+
+    Raises:
+        UserError: the folder's tensors are not the model's, or hold NaN.
+    """
+    tensors = global_tensors(model)
+    with Reader(folder) as reader:
+        check_sources(model, reader.tensors, folder)
+        for shard in sharded_tensors(chunks):
+            chunk = read_chunk(
+                reader, tensors[shard.key], shard.global_offset, shard.local_shape, dtype=shard.data.dtype
+            )
+            shard.data.copy_(chunk)

@@ -1,0 +1,1 @@
+"""The policy a trainer drives, its optimizer, checkpoints and losses."""

@@ -1,0 +1,1 @@
+"""Tests; a package, since one of the dependencies installs a top-level package of the same name."""
