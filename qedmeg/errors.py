@@ -1,6 +1,7 @@
 """Errors that are the user's to mend, and how every command ends."""
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterable
 
@@ -27,7 +28,8 @@ def run_command(main: Callable[[], int]) -> None:
     try:
         status = main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # under torchrun: once a machine, not once a rank
+            print(f"error: {error}", file=sys.stderr, flush=True)
         status = EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)

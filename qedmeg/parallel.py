@@ -1,5 +1,6 @@
 """How a model is spread over processes: tensor, pipeline, context, expert and data parallelism."""
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -92,7 +93,7 @@ def stage_layers(layers: int, stages: int) -> list[range]:
     """
     small, more = divmod(layers, stages)
     bounds = [stage * small + min(stage, more) for stage in range(stages + 1)]
-    return [range(start, end) for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [range(start, end) for start, end in itertools.pairwise(bounds)]
 
 
 def initialize(parallelism: Parallelism, seed: int) -> None:
@@ -112,6 +113,18 @@ def initialize(parallelism: Parallelism, seed: int) -> None:
 def destroy() -> None:
     """Undo `initialize`, so that another topology can be set up in the same processes."""
     parallel_state.destroy_model_parallel()
+
+
+def data_rank() -> int:
+    """This process's place among those that each train on other documents."""
+    rank: int = parallel_state.get_data_parallel_rank()
+    return rank
+
+
+def data_size() -> int:
+    """How many processes each train on other documents."""
+    size: int = parallel_state.get_data_parallel_world_size()
+    return size
 
 
 def from_last_stage(tensor: torch.Tensor) -> torch.Tensor:

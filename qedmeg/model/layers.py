@@ -1,5 +1,6 @@
 """Layers of our own for Megatron-core's layer spec, where Transformer Engine is not: RMSNorm and SDPA attention."""
 
+import itertools
 from typing import Any
 
 import torch
@@ -91,7 +92,7 @@ class SDPAttention(MegatronModule):
         query, key, value = (tensor.view(-1, 1, *tensor.shape[-2:]) for tensor in (query, key, value))
         documents = [
             self._attend(query[start:end], key[start:end], value[start:end])
-            for start, end in zip(bounds, bounds[1:], strict=False)
+            for start, end in itertools.pairwise(bounds)
             if end > start
         ]
         return torch.cat(documents).reshape(query.shape[0], -1)

@@ -4,6 +4,7 @@ import importlib.util
 from functools import cache
 
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+from megatron.core.transformer.moe import moe_utils
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -29,11 +30,16 @@ def block_spec(config: TransformerConfig, transformer_engine: bool, vp_stage: in
     )
     if transformer_engine:
         return spec
+    if not hasattr(moe_utils, "te_general_gemm"):
+        moe_utils.te_general_gemm = None  # Megatron-core 0.16.1 asks for the name, and binds it with the package only
     spec.layer_norm = RMSNorm
     for layer in spec.layer_specs:
         layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = RMSNorm
         attention = layer.submodules.self_attention.submodules
         attention.core_attention = SDPAttention
+        if config.num_moe_experts:
+            # the norm before the experts keeps its own name in checkpoints, as it does in Transformer Engine's spec
+            layer.submodules.sharded_state_dict_keys_map.pop("pre_mlp_layernorm.", None)
         if config.qk_layernorm:
             attention.q_layernorm = attention.k_layernorm = RMSNorm
     return spec

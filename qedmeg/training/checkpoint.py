@@ -1,0 +1,213 @@
+"""Training checkpoints: Megatron's torch_dist files, written in the background, complete or not there at all.
+
+A checkpoint is written into `step_N.partial`, brought to disk, renamed to `step_N` and only then marked as complete.
+It loads bit-exactly at the topology that wrote it, and correctly at any other.
+"""
+
+import random
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.dict_utils import nested_items_iter
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+from qedmeg.config import CheckpointConfig
+from qedmeg.model import checkpoint_folder
+from qedmeg.model.weights import checkpoint_metadata
+from qedmeg.training.optimizer import Optimizer
+from qedmeg.training.policy import Policy
+
+_STEP_FOLDER = re.compile(r"step_(\d{8})")
+
+
+@dataclass
+class TrainingState:
+    """Everything that a checkpoint holds: the policy, its optimizer, and where the run stands."""
+
+    policy: Policy
+    optimizer: Optimizer
+    scheduler: Any
+    loader: Any
+
+
+def latest(run_dir: Path) -> tuple[int, Path] | None:
+    """The newest complete checkpoint of a run and its step, or None."""
+    found = _complete(run_dir / "checkpoints")
+    return max(found.items()) if found else None
+
+
+def _complete(folder: Path) -> dict[int, Path]:
+    """Complete checkpoints by step."""
+    found = {}
+    for path in folder.iterdir() if folder.is_dir() else ():
+        match = _STEP_FOLDER.fullmatch(path.name)
+        if match and checkpoint_folder.is_complete(path):
+            found[int(match[1])] = path
+    return found
+
+
+class Checkpointer:
+    """Writes a run's checkpoints and removes the ones that need not be kept."""
+
+    def __init__(self, run_dir: Path, config: CheckpointConfig, hf_files: Path, state: TrainingState) -> None:
+        """`hf_files` is a folder with the config and tokenizer files that go into each checkpoint."""
+        self.folder, self.config, self.hf_files, self.state = run_dir / "checkpoints", config, hf_files, state
+        self._queue = AsyncCallsQueue(persistent=False)
+        if dist.get_rank() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            complete = set(_complete(self.folder).values())
+            for path in self.folder.iterdir():  # what a killed run left half written
+                if path.name.startswith("step_") and path not in complete:
+                    shutil.rmtree(path)
+        dist.barrier()
+
+    def save(self, step: int) -> None:
+        """Begin to write the checkpoint of a step; it is complete after a later `poll`, or at once if not in the
+        background."""
+        self.wait()
+        partial_folder = self.folder / f"step_{step:08d}.partial"
+        if dist.get_rank() == 0:
+            shutil.rmtree(partial_folder, ignore_errors=True)
+            partial_folder.mkdir()
+        dist.barrier()
+        request = dist_checkpointing.save(
+            _state_dict(self.state, step, loading=False),
+            str(partial_folder),
+            async_sharded_save=True,
+            content_metadata=_content_metadata(),
+        )
+        request.add_finalize_fn(partial(self._publish, step, partial_folder))
+        self._queue.schedule_async_request(request)
+        if not self.config.background:
+            self.wait()
+
+    def poll(self) -> None:
+        """Finish a checkpoint whose files are all written. Every rank calls it after every step."""
+        self._queue.maybe_finalize_async_calls(blocking=False)
+
+    def wait(self) -> None:
+        """Finish the checkpoint that is being written, if there is one."""
+        self._queue.maybe_finalize_async_calls(blocking=True)
+
+    def close(self) -> None:
+        """Finish, and end the writer."""
+        self.wait()
+        self._queue.close()
+
+    def _publish(self, step: int, partial_folder: Path) -> None:
+        if dist.get_rank() == 0:
+            policy = self.state.policy
+            checkpoint_folder.write_description(
+                partial_folder,
+                policy.model,
+                policy.parallelism,
+                self.hf_files,
+                dtype=str(policy.config.params_dtype).removeprefix("torch."),
+                world_size=dist.get_world_size(),
+            )
+            checkpoint_folder.publish(partial_folder, self.folder / f"step_{step:08d}")
+            self._prune()
+        dist.barrier()
+
+    def _prune(self) -> None:
+        complete = _complete(self.folder)
+        kept_for_good = {step for step in complete if self.config.keep_every and step % self.config.keep_every == 0}
+        for step in sorted(complete)[: -self.config.keep_last]:
+            if step not in kept_for_good:
+                checkpoint_folder.remove(complete[step])
+
+
+def load(folder: Path, state: TrainingState) -> int:
+    """Take everything over from a checkpoint; the step that it was written at.
+
+    Random states are taken over at the same topology only.
+    """
+    loaded = dist_checkpointing.load(_state_dict(state, 0, loading=True, folder=folder), str(folder))
+    _take_over_weights(state.policy, loaded)
+    state.optimizer.load_state_dict(loaded["optimizer"])
+    state.scheduler.load_state_dict(loaded["scheduler"])
+    state.loader.load_state_dict(loaded["loader"])
+    if "random" in loaded:
+        _set_random_state(loaded["random"])
+    return int(loaded["step"])
+
+
+def load_weights(folder: Path, policy: Policy) -> None:
+    """Take over only the weights of a checkpoint, converted or trained."""
+    _take_over_weights(policy, dist_checkpointing.load(_model_state(policy), str(folder)))
+
+
+def _content_metadata() -> dict[str, Any]:
+    """What the layout was, for other programs that read the checkpoint: the metadata without process groups."""
+    return {name: value for name, value in checkpoint_metadata().items() if name != "dp_cp_group"}
+
+
+def _model_state(policy: Policy) -> dict[str, Any]:
+    """Megatron's sharded state of each model chunk, without the empty `_extra_state` objects of layers that have none."""
+    states = {}
+    for number, chunk in enumerate(policy.chunks):
+        state = chunk.sharded_state_dict(metadata=checkpoint_metadata())
+        for owner, name, value in list(nested_items_iter(state)):
+            if isinstance(value, ShardedObject) and value.data is None:
+                del owner[name]
+        states[f"model{number}"] = state
+    return states
+
+
+def _state_dict(state: TrainingState, step: int, loading: bool, folder: Path | None = None) -> dict[str, Any]:
+    model = _model_state(state.policy)
+    # keys of several chunks do not collide: the optimizer finds each parameter by identity
+    merged = {f"{chunk}.{name}": value for chunk, values in model.items() for name, value in values.items()}
+    result = {
+        **model,
+        "optimizer": state.optimizer.sharded_state_dict(merged, checkpoint_metadata(), loading),
+        "scheduler": state.scheduler.state_dict(),
+        "loader": state.loader.state_dict(),
+        "step": step,
+    }
+    if folder is None or _same_topology(folder, state.policy):
+        rank, size = dist.get_rank(), dist.get_world_size()
+        result["random"] = ShardedObject("random", _random_state(), (size,), (rank,), replica_id=0)
+    return result
+
+
+def _same_topology(folder: Path, policy: Policy) -> bool:
+    _, description = checkpoint_folder.read_description(folder)
+    then = (description["parallel"], description["world_size"])
+    return bool(then == (asdict(policy.parallelism), dist.get_world_size()))
+
+
+def _take_over_weights(policy: Policy, loaded: dict[str, Any]) -> None:
+    for number, chunk in enumerate(policy.chunks):
+        missing, unexpected = chunk.load_state_dict(loaded[f"model{number}"], strict=False)
+        missing = [name for name in missing if not name.endswith("_extra_state")]
+        if missing or unexpected:
+            raise RuntimeError(f"checkpoint and model disagree: missing {missing}, unexpected {unexpected}")
+
+
+def _random_state() -> dict[str, Any]:
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "device": torch.cuda.get_rng_state(),
+        "megatron": get_cuda_rng_tracker().get_states(),
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    torch.cuda.set_rng_state(state["device"])
+    get_cuda_rng_tracker().set_states(state["megatron"])

@@ -1,0 +1,128 @@
+"""Megatron-core's distributed optimizer and learning-rate schedule, with what torch's AdamW needs to resume exactly."""
+
+import math
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from qedmeg.config import OptimizerConfig
+
+
+class TrainingDivergedError(RuntimeError):
+    """The loss or its gradient is no longer finite: the run ends, its last checkpoint is whole."""
+
+
+class Optimizer:
+    """Megatron's optimizer as NeMo-Aligner's trainers want it, remembering the last gradient norm."""
+
+    def __init__(self, chunks: list[DistributedDataParallel], config: OptimizerConfig, dtype: torch.dtype) -> None:
+        self.megatron = get_megatron_optimizer(
+            MegatronOptimizerConfig(
+                optimizer="adam",
+                lr=config.lr,
+                min_lr=config.min_lr,
+                weight_decay=config.weight_decay,
+                adam_beta1=config.beta1,
+                adam_beta2=config.beta2,
+                adam_eps=config.eps,
+                clip_grad=config.clip_grad,
+                bf16=dtype == torch.bfloat16,
+                params_dtype=dtype,
+                use_distributed_optimizer=True,
+            ),
+            chunks,
+        )
+        self.grad_norm = 0.0
+        for inner in self._inner():
+            for group in inner.optimizer.param_groups:
+                if "fused" in group:  # torch's AdamW: one pass over memory instead of a dozen
+                    group["fused"], group["foreach"] = True, False
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The parameter groups, for the trainer to read the learning rate from."""
+        groups: list[dict[str, Any]] = self.megatron.param_groups
+        return groups
+
+    def zero_grad(self) -> None:
+        """Drop the gradients."""
+        self.megatron.zero_grad()
+
+    def step(self, closure: None = None) -> None:
+        """Clip and apply the gradients.
+
+        Raises:
+            TrainingDivergedError: the gradient norm is NaN or infinite.
+        """
+        norm = self.megatron.get_grad_norm() if self.megatron.config.clip_grad <= 0 else None
+        updated, clipped_norm, _ = self.megatron.step()
+        self.grad_norm = float(norm if norm is not None else clipped_norm)
+        if not updated or not math.isfinite(self.grad_norm):
+            raise TrainingDivergedError(
+                f"gradient norm is {self.grad_norm}: training has diverged; resume with a lower optimizer.lr or a "
+                "longer optimizer.warmup_steps"
+            )
+
+    def sharded_state_dict(self, model_state: dict[str, Any], metadata: dict[str, Any], loading: bool) -> Any:
+        """What a checkpoint holds of the optimizer, laid out by parameter, so that it loads at any topology."""
+        if loading:
+            for inner in self._inner():
+                # Torch's AdamW makes its moments at the first step; loading fills those that are there.
+                inner._init_optimizer_states_with_dummy_values()
+        return self.megatron.sharded_state_dict(model_state, is_loading=loading, metadata=metadata)
+
+    def load_state_dict(self, state: Any) -> None:
+        """Take over what was read into `sharded_state_dict(loading=True)`."""
+        with torch.no_grad():
+            self.megatron.load_state_dict(state)
+        for inner in self._inner():
+            for moments in inner.optimizer.state.values():
+                if "step" in moments:
+                    # Loading lets all parameters share one step counter, which each update then advances.
+                    moments["step"] = moments["step"].clone()
+
+    def _inner(self) -> list[DistributedOptimizer]:
+        return list(getattr(self.megatron, "chained_optimizers", [self.megatron]))
+
+
+def build_scheduler(optimizer: Optimizer, config: OptimizerConfig, total_steps: int) -> OptimizerParamScheduler:
+    """Warm-up, then constant, linear, cosine, or constant with a linear decay at the end (WSD)."""
+    decay_steps = max(1, round(total_steps * config.decay_fraction))
+    styles = {"constant": "constant", "linear": "linear", "cosine": "cosine", "wsd": "WSD"}
+    return OptimizerParamScheduler(
+        optimizer.megatron,
+        init_lr=0.0,
+        max_lr=config.lr,
+        min_lr=config.min_lr,
+        lr_warmup_steps=min(config.warmup_steps, total_steps - 1),
+        lr_decay_steps=total_steps,
+        lr_decay_style=styles[config.schedule],
+        start_wd=config.weight_decay,
+        end_wd=config.weight_decay,
+        wd_incr_steps=total_steps,
+        wd_incr_style="constant",
+        wsd_decay_steps=decay_steps if config.schedule == "wsd" else None,
+        lr_wsd_decay_style="linear" if config.schedule == "wsd" else None,
+        use_checkpoint_opt_param_scheduler=False,
+    )
+
+
+def _keep_step(method: Any) -> Any:
+    """Let a checkpoint without Adam's step counters load: torch's AdamW keeps one a parameter, Megatron saves one."""
+
+    def set_states(self: DistributedOptimizer, parameter: torch.Tensor, tensors: dict[str, torch.Tensor]) -> Any:
+        group, order = self.model_param_group_index_map[parameter]
+        state = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]
+        return method(self, parameter, {name: state[name] for name in ("step",) if name in state} | tensors)
+
+    return set_states
+
+
+DistributedOptimizer._set_main_param_and_optimizer_states = _keep_step(
+    DistributedOptimizer._set_main_param_and_optimizer_states
+)

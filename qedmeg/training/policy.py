@@ -1,0 +1,165 @@
+"""The policy: a Megatron-core model behind the interface that NeMo-Aligner's trainers drive."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.module import Float16Module
+from omegaconf import OmegaConf
+
+from qedmeg import device
+from qedmeg.data.loader import Step
+from qedmeg.data.packing import PackedBatch
+from qedmeg.model.build import Compute, LanguageModel, build_model
+from qedmeg.model.families import Architecture
+from qedmeg.model.layers import positions_of_rank
+from qedmeg.parallel import Parallelism, from_last_stage
+from qedmeg.training.optimizer import TrainingDivergedError
+
+
+class Policy:
+    """A model that is trained. `get_loss_and_metrics` runs forward and backward over a step's micro-batches.
+
+    The other methods are the hooks that NeMo-Aligner's trainers call around it.
+    """
+
+    # Read by NeMo-Aligner's clip_gradients, which then leaves clipping to Megatron's optimizer.
+    use_mcore_dist_optim = True
+    with_megatron_fused_adam = False
+
+    def __init__(self, model: Architecture, parallelism: Parallelism, compute: Compute, prompts_per_step: int) -> None:
+        """Build this rank's part of the model; its weights are yet to be loaded into `chunks`."""
+        self.model = model
+        self.parallelism = parallelism
+        self.chunks: list[LanguageModel] = build_model(model, parallelism, compute)
+        self.config = self.chunks[0].config
+        # NeMo-Aligner reads these two to count samples
+        self.cfg = OmegaConf.create({"micro_batch_size": 1, "global_batch_size": prompts_per_step})
+        half = compute.dtype != torch.float32
+        wrapped = [Float16Module(self.config, chunk) if half else chunk for chunk in self.chunks]
+        ddp = DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True, use_distributed_optimizer=True, overlap_grad_reduce=False
+        )
+        self.ddp = [
+            DistributedDataParallel(self.config, ddp, chunk, disable_bucketing=number > 0)
+            for number, chunk in enumerate(wrapped)
+        ]
+        self.config.finalize_model_grads_func = finalize_model_grads
+
+    def get_loss_and_metrics(self, batch: Step, forward_only: bool) -> tuple[float, dict[str, float]]:
+        """Mean loss over the step's trained tokens of all ranks, and counts; the same on every rank.
+
+        Raises:
+            TrainingDivergedError: the loss is NaN or infinite; no weight was changed by it.
+        """
+        sums = self._run(batch.microbatches, _summed_loss, forward_only)
+        totals = torch.zeros(2, dtype=torch.float64, device=device.current())
+        for loss in sums:
+            totals += loss["loss"].double()
+        dist.all_reduce(totals, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+        loss_sum, trained = from_last_stage(totals).tolist()
+        if not math.isfinite(loss_sum):
+            raise TrainingDivergedError(
+                f"the loss is {loss_sum}: training has diverged; resume with a lower optimizer.lr or a longer "
+                "optimizer.warmup_steps"
+            )
+        divisor = batch.loss_divisor if forward_only else trained
+        metrics = {"tokens": float(batch.tokens), "trained_tokens": trained, "fill": batch.fill}
+        return loss_sum / max(divisor, 1.0), metrics
+
+    def _run(
+        self, microbatches: tuple[PackedBatch, ...], loss: Callable[..., Any], forward_only: bool
+    ) -> list[dict[str, torch.Tensor]]:
+        """Megatron's pipeline schedule over the micro-batches; what `loss` reports, on the last stage, else nothing."""
+        iterators = [iter(microbatches) for _ in self.ddp]
+        single = len(self.ddp) == 1
+        reports: list[dict[str, torch.Tensor]] = get_forward_backward_func()(
+            forward_step_func=self._forward(loss),
+            data_iterator=iterators[0] if single else iterators,
+            model=self.ddp[0] if single else self.ddp,
+            num_microbatches=len(microbatches),
+            seq_length=microbatches[0].tokens_T.numel(),
+            micro_batch_size=1,
+            forward_only=forward_only,
+        )
+        return reports
+
+    def _forward(self, loss: Callable[..., Any]) -> Callable[..., Any]:
+        """Megatron's forward step: the next micro-batch through one model chunk, and how to read its output."""
+
+        def forward(batches: Iterator[PackedBatch], chunk: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
+            batch = self._on_this_rank(next(batches))
+            bounds = batch.cu_seqlens
+            longest = int((bounds[1:] - bounds[:-1]).max())
+            packed = PackedSeqParams(
+                qkv_format="thd",
+                cu_seqlens_q=bounds,
+                cu_seqlens_kv=bounds,
+                max_seqlen_q=longest,
+                max_seqlen_kv=longest,
+            )
+            output = chunk(
+                batch.tokens_T[None],
+                batch.positions_T[None],
+                None,
+                labels=batch.labels_T[None],
+                loss_mask=batch.mask_T[None],
+                packed_seq_params=packed,
+            )
+            return output, lambda output: loss(output, batch)
+
+        return forward
+
+    def _on_this_rank(self, batch: PackedBatch) -> PackedBatch:
+        """The batch on this rank's device; under context parallelism, the rank's tokens of each document."""
+        cp, here = self.parallelism.cp, device.current()
+        if cp == 1 and here.type == "cpu":
+            return batch
+        bounds = batch.cu_seqlens.tolist()
+        rank = parallel_state.get_context_parallel_rank()
+        mine = torch.cat(
+            [start + positions_of_rank(end - start, cp, rank) for start, end in itertools.pairwise(bounds)]
+        )
+        return PackedBatch(
+            tokens_T=batch.tokens_T[mine].to(here),
+            labels_T=batch.labels_T[mine].to(here),
+            mask_T=batch.mask_T[mine].to(here),
+            positions_T=batch.positions_T[mine].to(here),
+            cu_seqlens=batch.cu_seqlens.to(here),
+            documents=batch.documents,
+        )
+
+    def prepare_for_training_step(self) -> None:
+        """Training mode, and gradients at zero."""
+        for chunk in self.ddp:
+            chunk.train()
+            chunk.zero_grad_buffer()
+
+    def finish_training_step(self) -> None:
+        """Nothing: Megatron's schedule has reduced the gradients."""
+
+    def prepare_for_validation_step(self) -> None:
+        """Evaluation mode."""
+        for chunk in self.ddp:
+            chunk.eval()
+
+    def finish_validation_step(self) -> None:
+        """Training mode again."""
+        for chunk in self.ddp:
+            chunk.train()
+
+
+def _summed_loss(
+    output: torch.Tensor, batch: PackedBatch
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """Megatron's per-token loss: the sum to take gradients of, the number of tokens, and what to report."""
+    trained = batch.mask_T.sum()
+    report = torch.stack([output.detach().float(), trained.to(output.device).float()])
+    return output, trained.to(torch.int), {"loss": report}
