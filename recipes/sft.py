@@ -11,11 +11,13 @@ from qedmeg.errors import run_command
 
 def main() -> int:
     """Read the settings and train; the same command goes on where a run was stopped."""
-    from qedmeg.config import SFTConfig, describe, load_config
+    from qedmeg.config import SFTConfig
+    from qedmeg.settings import describe, load_config
 
     parser = argparse.ArgumentParser(
         description="Supervised fine-tuning on teacher proofs. Run again, it goes on from the last checkpoint.",
-        epilog="example:\n  torchrun --nproc-per-node 2 recipes/sft.py --config recipes/configs/sft.yaml parallel.tp=2\n\n"
+        epilog="example:\n"
+        "  torchrun --nproc-per-node 2 recipes/sft.py --config recipes/configs/sft_demo.yaml parallel.tp=2\n\n"
         "settings:\n" + describe(SFTConfig),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -8,8 +8,15 @@ import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import mappings
+from megatron.core.tensor_parallel.layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from qedmeg import device
 from qedmeg.errors import UserError
 from qedmeg.model.families import Architecture
 from qedmeg.model.output_loss import summed_cross_entropy
@@ -97,7 +104,8 @@ def transformer_config(model: Architecture, parallelism: Parallelism, compute: C
             # softmax over the chosen experts alone equals softmax over all, then normalised over the chosen
             "moe_router_pre_softmax": not model.experts.normalised,
             "moe_router_load_balancing_type": "none",
-            "moe_token_dispatcher_type": "alltoall",
+            # gloo exchanges equal parts only, and experts are not visited equally: there every rank gathers all tokens
+            "moe_token_dispatcher_type": "alltoall" if device.has_gpu() else "allgather",
             "moe_grouped_gemm": fused,
             "expert_model_parallel_size": parallelism.ep,
         }
@@ -126,7 +134,7 @@ def transformer_config(model: Architecture, parallelism: Parallelism, compute: C
         context_parallel_size=parallelism.cp,
         sequence_parallel=parallelism.sp,
         calculate_per_token_loss=True,
-        use_cpu_initialization=not torch.cuda.is_available(),
+        use_cpu_initialization=not device.has_gpu(),
         # weights always come from a checkpoint: filling them with random numbers first would be wasted
         perform_initialization=False,
         masked_softmax_fusion=False,
@@ -168,4 +176,22 @@ def build_model(model: Architecture, parallelism: Parallelism, compute: Compute)
                 vp_stage=stage,
             )
         )
+        _mark_split_weights(chunks[-1])
     return chunks
+
+
+def _mark_split_weights(chunk: LanguageModel) -> None:
+    """Mark the weights that TP cuts: without it the gradient norm counts those of the first rank only.
+
+    Megatron-core marks them while it fills them with random numbers, which is left out here.
+    """
+    for module in chunk.modules():
+        if isinstance(module, ColumnParallelLinear | VocabParallelEmbedding):
+            split = [(module.weight, 0), (getattr(module, "bias", None), 0)]
+        elif isinstance(module, RowParallelLinear):
+            split = [(module.weight, 1)]
+        else:
+            continue
+        for weight, dimension in split:
+            if weight is not None and not getattr(weight, "tensor_model_parallel", False):
+                set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=dimension, stride=1)

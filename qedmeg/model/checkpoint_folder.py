@@ -1,109 +1,172 @@
-"""A Megatron checkpoint folder: torch_dist files, the Hugging Face files beside the weights, and when it is whole.
+"""A folder that holds a model, as conversion and training both write it, and how it comes to be whole or not at all.
 
-.metadata, *.distcp, common.pt, metadata.json   Megatron's torch_dist format
-hf/                                             config, tokenizer, chat template: all but the weights
-qedmeg.json                                     what wrote it: format, architecture, dtype, topology
-complete                                        written last, removed first
+A checkpoint folder holds the files of a torch_dist checkpoint and
+    hf/          config, tokenizer and chat template: all of the Hugging Face model but its weights
+    qedmeg.json  what the checkpoint is of (`CheckpointInfo`)
+    complete     an empty file, written last: without it the folder is taken for what a crash has left
 """
 
+import dataclasses
 import json
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from qedmeg.errors import UserError
 from qedmeg.model.families import Architecture, read_architecture
-from qedmeg.parallel import Parallelism
 
 MARKER = "complete"
-DESCRIPTION = "qedmeg.json"
-HF_FILES = "hf"
+INFO_FILE = "qedmeg.json"
+HF_FOLDER = "hf"
 FORMAT = 1
-_LARGEST_COPIED_FILE = 64 * 2**20
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".index.json")
+
+# README.md tells of the source model and would be untrue of what becomes of it
+_LEFT_OUT = ("readme.md", "model.safetensors.index.json", "pytorch_model.bin.index.json")
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".distcp")
 
 
-def is_complete(folder: Path) -> bool:
-    """Whether a folder was marked as whole."""
-    return (folder / MARKER).is_file()
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What `qedmeg.json` says of a checkpoint. `tp`, `pp` and `ep` are those it was written at; it loads at others."""
+
+    architecture: str
+    dtype: str
+    vocabulary: int
+    tp: int
+    pp: int
+    ep: int
+    format: int = FORMAT
 
 
-def require_complete(folder: Path) -> None:
-    """Refuse what is no checkpoint, or half of one.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder."""
 
-    Raises:
-        UserError: naming the folder and what it lacks.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such checkpoint folder")
-    if not is_complete(folder):
-        raise UserError(f"{folder}: lacks the marker '{MARKER}': it is half written or no checkpoint; write it again")
+    path: Path
+    info: CheckpointInfo
+    model: Architecture
+
+    @property
+    def hf(self) -> Path:
+        """The folder of its Hugging Face files."""
+        return self.path / HF_FOLDER
 
 
-def read_description(folder: Path) -> tuple[Architecture, dict[str, Any]]:
-    """The architecture of a complete checkpoint, and what `qedmeg.json` says of its making.
-
-    Raises:
-        UserError: it is not complete, or not of this format.
-    """
-    require_complete(folder)
-    try:
-        description: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / DESCRIPTION}: cannot be read ({error}); write the checkpoint again") from None
-    if description.get("format") != FORMAT:
-        raise UserError(f"{folder / DESCRIPTION}: format: {description.get('format')}; this version reads {FORMAT}")
-    return read_architecture(folder / HF_FILES), description
+def write_description(folder: Path, info: CheckpointInfo, hf: Path) -> None:
+    """Write `qedmeg.json` and copy the Hugging Face files of the folder `hf` that are not weights."""
+    (folder / INFO_FILE).write_text(json.dumps(dataclasses.asdict(info), indent=2) + "\n")
+    (folder / HF_FOLDER).mkdir()
+    copy_hf_files(hf, folder / HF_FOLDER)
 
 
 def copy_hf_files(source: Path, target: Path) -> None:
-    """Copy config, tokenizer and templates: every small file of a Hugging Face folder but its weights."""
-    target.mkdir(parents=True, exist_ok=True)
+    """Copy every file of a Hugging Face folder that is neither weights, hidden nor the README of the source model."""
     for path in sorted(source.iterdir()):
-        copied = path.is_file() and not path.name.endswith(_WEIGHT_SUFFIXES) and not path.name.startswith(".")
-        if copied and path.stat().st_size <= _LARGEST_COPIED_FILE:
+        name = path.name.lower()
+        ours = path.name in (MARKER, "report.json", "report.md")
+        if path.is_file() and not (name.startswith(".") or name.endswith(_WEIGHTS) or name in _LEFT_OUT or ours):
             shutil.copyfile(path, target / path.name)
+    templates = source / "additional_chat_templates"
+    if templates.is_dir():
+        shutil.copytree(templates, target / templates.name)
 
 
-def write_description(
-    folder: Path, model: Architecture, parallelism: Parallelism, hf_files: Path, dtype: str, world_size: int = 1
-) -> None:
-    """Write `qedmeg.json` and `hf/` into a checkpoint that is being made."""
-    copy_hf_files(hf_files, folder / HF_FILES)
-    description = {
-        "format": FORMAT,
-        "architecture": model.name,
-        "vocabulary": model.vocabulary,
-        "dtype": dtype,
-        "parallel": asdict(parallelism),
-        "world_size": world_size,
-    }
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+def read_checkpoint_folder(folder: Path) -> Checkpoint:
+    """What a whole checkpoint folder holds.
+
+    Raises:
+        UserError: there is no such folder, it was not written to its end, or it is of another kind or version.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give one that conversion/hf_to_megatron.py or a run has written")
+    if not (folder / INFO_FILE).is_file():
+        raise UserError(f"{folder}: holds no {INFO_FILE}: not a checkpoint of conversion/hf_to_megatron.py or a run")
+    if not (folder / MARKER).is_file():
+        raise UserError(f"{folder}: holds no file '{MARKER}': it was not written to its end; write it again")
+    return read_unmarked(folder)
 
 
-def publish(partial: Path, folder: Path) -> None:
-    """Make a written checkpoint a complete one: to disk, to its name, marked."""
-    for path in [*partial.rglob("*"), partial]:
-        sync(path)
-    os.replace(partial, folder)
-    sync(folder.parent)
-    (folder / MARKER).touch()
-    sync(folder / MARKER)
-    sync(folder)
-
-
-def remove(folder: Path) -> None:
-    """Remove a checkpoint; one that is half removed no longer counts as complete."""
-    (folder / MARKER).unlink(missing_ok=True)
-    shutil.rmtree(folder)
-
-
-def sync(path: Path) -> None:
-    """Bring a file, or a folder's entries, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+def read_unmarked(folder: Path) -> Checkpoint:
+    """`read_checkpoint_folder` for a folder that is being written."""
+    path = folder / INFO_FILE
     try:
-        os.fsync(descriptor)
+        info = CheckpointInfo(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: does not describe a checkpoint ({error}); write it again") from None
+    if info.format != FORMAT:
+        raise UserError(f"{path}: format: {info.format} is not known here, {FORMAT} is; use the qedmeg that wrote it")
+    model = read_architecture(folder / HF_FOLDER)
+    if (model.name, model.vocabulary) != (info.architecture, info.vocabulary):
+        raise UserError(
+            f"{path}: a {info.architecture} with a vocabulary of {info.vocabulary}, but {HF_FOLDER}/config.json is of "
+            f"a {model.name} with {model.vocabulary}; write the checkpoint again"
+        )
+    return Checkpoint(folder, info, model)
+
+
+def partial_folder(out: Path, overwrite: bool, size: int) -> Path:
+    """A new empty folder beside `out` to write into, until `publish` gives it its name.
+
+    Raises:
+        UserError: `out` is there and not ours to replace, its parent cannot be written to, or `size` bytes do not fit.
+    """
+    out = out.resolve()
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; give a folder to write")
+    ours = any((out / name).is_file() for name in (MARKER, INFO_FILE))
+    if out.exists() and any(out.iterdir()):
+        if not ours:
+            raise UserError(f"{out}: holds other files; give a new folder")
+        if (out / MARKER).is_file() and not overwrite:
+            raise UserError(f"{out}: is there and complete; give another folder, or --overwrite to replace it")
+    partial = out.with_name(out.name + ".partial")
+    try:
+        if partial.exists():  # of a conversion that was interrupted
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{partial}: cannot be written ({error.strerror}); give another folder") from None
+    free = shutil.disk_usage(partial).free
+    if free < size:
+        partial.rmdir()
+        raise UserError(f"{out.parent}: {free / 1e9:.1f} GB are free and {size / 1e9:.1f} GB needed; make room")
+    return partial
+
+
+def publish(partial: Path, out: Path) -> None:
+    """Bring a finished folder to disk, give it its name, replacing what was there, and mark it complete."""
+    out = out.resolve()
+    sync_folder(partial)
+    replaced = out.with_name(out.name + ".replaced")
+    if out.exists():
+        if replaced.exists():
+            shutil.rmtree(replaced)
+        out.rename(replaced)
+    partial.rename(out)
+    mark_complete(out)
+    if replaced.exists():
+        shutil.rmtree(replaced)
+
+
+def mark_complete(folder: Path) -> None:
+    """Write the marker, all else being on disk."""
+    with open(folder / MARKER, "wb") as marker:
+        os.fsync(marker.fileno())
+    _sync(folder)
+    _sync(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring all files of a folder and its folders to disk."""
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
     finally:
-        os.close(descriptor)
+        os.close(file)

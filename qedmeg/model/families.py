@@ -14,6 +14,8 @@ import torch
 
 from qedmeg.errors import UserError, near_miss
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -252,7 +254,8 @@ def _rope(config: dict[str, Any], path: Path) -> tuple[float, float | None]:
 
 def _dtype(config: dict[str, Any], path: Path) -> torch.dtype:
     name = config.get("dtype") or config.get("torch_dtype") or "float32"
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in known:
-        raise UserError(f"{path}: dtype: '{name}' is not supported{near_miss(name, known)}; known: {', '.join(known)}")
-    return known[name]
+    if name not in DTYPES:
+        raise UserError(
+            f"{path}: dtype: '{name}' is not supported{near_miss(name, DTYPES)}; known: {', '.join(DTYPES)}"
+        )
+    return DTYPES[name]

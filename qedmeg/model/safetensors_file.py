@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from qedmeg.errors import UserError
+from qedmeg.model import tensor_bytes
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -123,13 +124,8 @@ class Reader:
         row_bytes = math.prod(info.shape[1:]) * info.dtype.itemsize
         if info.path not in self._files:
             self._files[info.path] = os.open(info.path, os.O_RDONLY)
-        view = memoryview(target.view(torch.uint8).reshape(-1).numpy())
-        position, done = info.offset + start * row_bytes, 0
-        while done < len(view):
-            count = os.preadv(self._files[info.path], [view[done:]], position + done)
-            if count == 0:
-                raise UserError(f"{info.path}: ends inside tensor {name}; fetch or write it again")
-            done += count
+        if not tensor_bytes.read_into(target, self._files[info.path], info.offset + start * row_bytes):
+            raise UserError(f"{info.path}: ends inside tensor {name}; fetch or write it again")
 
     def read(self, name: str) -> torch.Tensor:
         """The whole of tensor `name`."""
@@ -191,10 +187,7 @@ class Writer:
         """Write `rows` [n, ...] as rows `start:start+n` of tensor `name`."""
         info = self.tensors[name]
         row_bytes = math.prod(info.shape[1:]) * info.dtype.itemsize
-        view = memoryview(rows.contiguous().view(torch.uint8).reshape(-1).numpy())
-        position, done = info.offset + start * row_bytes, 0
-        while done < len(view):
-            done += os.pwrite(self._files[info.path], view[done:], position + done)
+        tensor_bytes.write_from(rows, self._files[info.path], info.offset + start * row_bytes)
 
     def close(self) -> None:
         """Bring every file to disk and close it."""

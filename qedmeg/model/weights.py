@@ -99,25 +99,51 @@ def pieces(tensor: GlobalTensor, start: int, stop: int) -> Iterator[Piece]:
             yield Piece(run.source, run.start + first - run.target, first - start, last - first)
 
 
+def stored_shape(model: Architecture, tensor: GlobalTensor, tp: int) -> tuple[int, ...]:
+    """A tensor's shape in a checkpoint written at `tp`: embedding and output layer have a padded vocabulary."""
+    if tensor.key in (families.EMBEDDING.key, families.OUTPUT.key):
+        return (model.padded_vocabulary(tp), *tensor.shape[1:])
+    return tensor.shape
+
+
+def cut(shape: tuple[int, ...], dimension: int | None, tp: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Start and shape of each TP rank's chunk of a tensor; one chunk, the whole, where the ranks do not share it."""
+    count = 1 if dimension is None else tp
+    for rank in range(count):
+        sizes = tuple(size // count if axis == dimension else size for axis, size in enumerate(shape))
+        yield tuple(rank * size if axis == dimension else 0 for axis, size in enumerate(sizes)), sizes
+
+
 def read_chunk(
     reader: Reader, tensor: GlobalTensor, start: tuple[int, ...], shape: tuple[int, ...], dtype: torch.dtype
 ) -> torch.Tensor:
     """The chunk `[start : start + shape]` of a Megatron tensor, read from Hugging Face files; padding is zero.
 
     Raises:
-        UserError: what was read holds NaN or infinity.
+        UserError: what was read holds NaN or infinity, or does not fit into `dtype`.
     """
     width = tensor.shape[1:]  # rows are read whole, and cut where TP cuts columns
-    rows = torch.zeros((shape[0], *width), dtype=reader.tensors[tensor.sources[0].name].dtype)
+    source = reader.tensors[tensor.sources[0].name]
+    rows = torch.empty((shape[0], *width), dtype=source.dtype)
+    rows[max(tensor.shape[0] - start[0], 0) :] = 0
     for piece in pieces(tensor, start[0], start[0] + shape[0]):
         reader.read_rows(piece.source.name, piece.start, rows[piece.target : piece.target + piece.count])
-    if not torch.isfinite(rows.sum(dtype=torch.float32)) and not torch.isfinite(rows).all():
-        names = ", ".join(source.name for source in tensor.sources)
-        path = reader.tensors[tensor.sources[0].name].path
-        raise UserError(f"{path}: tensor {names} holds NaN or infinity; train or fetch the checkpoint again")
-    if len(shape) > 1:
-        rows = rows[:, start[1] : start[1] + shape[1]]
-    return rows.to(dtype)
+    cast = rows.to(dtype)
+    check_finite(cast, rows, f"{source.path}: tensor {', '.join(source.name for source in tensor.sources)}")
+    return cast[:, start[1] : start[1] + shape[1]] if len(shape) > 1 else cast
+
+
+def check_finite(cast: torch.Tensor, stored: torch.Tensor, name: str) -> None:
+    """Refuse weights with NaN or infinity, `stored` in them or come by when they were `cast` to another dtype.
+
+    Raises:
+        UserError: beginning with `name`.
+    """
+    if torch.isfinite(torch.stack(cast.aminmax())).all():  # a NaN is its tensor's minimum and maximum
+        return
+    if torch.isfinite(stored).all():
+        raise UserError(f"{name} is too large for {cast.dtype}; convert to bfloat16 or float32")
+    raise UserError(f"{name} holds NaN or infinity; train or fetch the checkpoint again")
 
 
 def check_sources(model: Architecture, tensors: dict[str, TensorInfo], folder: Path) -> None:
@@ -136,6 +162,14 @@ def check_sources(model: Architecture, tensors: dict[str, TensorInfo], folder: P
                 f"{found.path}: tensor {name} has shape {list(found.shape)}; its config.json makes it "
                 f"{list(source.shape)}"
             )
+        if found.dtype not in families.DTYPES.values():
+            raise UserError(
+                f"{found.path}: tensor {name} has dtype {found.dtype}; supported are {', '.join(families.DTYPES)}"
+            )
+    for tensor in global_tensors(model).values():
+        dtypes = {source.name: tensors[source.name].dtype for source in tensor.sources}
+        if len(set(dtypes.values())) > 1:
+            raise UserError(f"{folder}: {tensor.key} is made of tensors of several dtypes, {dtypes}; store them in one")
     for name in tensors:
         tied = model.tied and name == TIED_OUTPUT
         if name not in expected and not tied and not name.endswith("rotary_emb.inv_freq"):
@@ -162,16 +196,19 @@ def sharded_tensors(chunks: list[Any]) -> list[Any]:
     return list(found.values())
 
 
+CONTENT_METADATA = {
+    "singleton_local_shards": True,
+    "distrib_optim_sharding_type": "fully_reshardable",
+    "chained_optim_avoid_prefix": True,
+}
+"""How Megatron is to lay out a checkpoint: a key for each layer, expert and half of the SwiGLU pair."""
+
+
 def checkpoint_metadata() -> dict[str, Any]:
-    """How Megatron is to lay out a checkpoint: a key for each layer, expert and half of the SwiGLU pair."""
+    """`CONTENT_METADATA` for `sharded_state_dict` on this rank."""
     from megatron.core import parallel_state
 
-    return {
-        "singleton_local_shards": True,
-        "distrib_optim_sharding_type": "fully_reshardable",
-        "chained_optim_avoid_prefix": True,
-        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
-    }
+    return CONTENT_METADATA | {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
 
 
 @torch.no_grad()
@@ -189,3 +226,15 @@ def load_hf(chunks: list[Any], model: Architecture, folder: Path) -> None:
                 reader, tensors[shard.key], shard.global_offset, shard.local_shape, dtype=shard.data.dtype
             )
             shard.data.copy_(chunk)
+
+
+def load_megatron(chunks: list[Any], folder: Path) -> None:
+    """Fill this rank's model chunks from a torch_dist checkpoint, by Megatron's own load and in place.
+
+    The checkpoint may be of another TP, PP and dtype. All ranks must call it.
+    """
+    from megatron.core import dist_checkpointing
+
+    # one of Megatron's state dicts would do as well, but it also asks for what only a TE model has, and loads
+    # the SwiGLU pair into a copy
+    dist_checkpointing.load({str(index): shard for index, shard in enumerate(sharded_tensors(chunks))}, str(folder))

@@ -51,7 +51,7 @@ def _complete(folder: Path) -> dict[int, Path]:
     found = {}
     for path in folder.iterdir() if folder.is_dir() else ():
         match = _STEP_FOLDER.fullmatch(path.name)
-        if match and checkpoint_folder.is_complete(path):
+        if match and (path / checkpoint_folder.MARKER).is_file():
             found[int(match[1])] = path
     return found
 
@@ -107,14 +107,15 @@ class Checkpointer:
     def _publish(self, step: int, partial_folder: Path) -> None:
         if dist.get_rank() == 0:
             policy = self.state.policy
-            checkpoint_folder.write_description(
-                partial_folder,
-                policy.model,
-                policy.parallelism,
-                self.hf_files,
+            info = checkpoint_folder.CheckpointInfo(
+                architecture=policy.model.name,
                 dtype=str(policy.config.params_dtype).removeprefix("torch."),
-                world_size=dist.get_world_size(),
+                vocabulary=policy.model.vocabulary,
+                tp=policy.parallelism.tp,
+                pp=policy.parallelism.pp,
+                ep=policy.parallelism.ep,
             )
+            checkpoint_folder.write_description(partial_folder, info, self.hf_files)
             checkpoint_folder.publish(partial_folder, self.folder / f"step_{step:08d}")
             self._prune()
         dist.barrier()
@@ -124,7 +125,7 @@ class Checkpointer:
         kept_for_good = {step for step in complete if self.config.keep_every and step % self.config.keep_every == 0}
         for step in sorted(complete)[: -self.config.keep_last]:
             if step not in kept_for_good:
-                checkpoint_folder.remove(complete[step])
+                _remove(complete[step])
 
 
 def load(folder: Path, state: TrainingState) -> int:
@@ -153,7 +154,7 @@ def _content_metadata() -> dict[str, Any]:
 
 
 def _model_state(policy: Policy) -> dict[str, Any]:
-    """Megatron's sharded state of each model chunk, without the empty `_extra_state` objects of layers that have none."""
+    """Megatron's sharded state of each model chunk, without the empty `_extra_state` objects."""
     states = {}
     for number, chunk in enumerate(policy.chunks):
         state = chunk.sharded_state_dict(metadata=checkpoint_metadata())
@@ -174,17 +175,22 @@ def _state_dict(state: TrainingState, step: int, loading: bool, folder: Path | N
         "scheduler": state.scheduler.state_dict(),
         "loader": state.loader.state_dict(),
         "step": step,
+        "topology": _topology(state.policy),
     }
-    if folder is None or _same_topology(folder, state.policy):
+    if folder is None or dist_checkpointing.load_common_state_dict(str(folder))["topology"] == result["topology"]:
         rank, size = dist.get_rank(), dist.get_world_size()
         result["random"] = ShardedObject("random", _random_state(), (size,), (rank,), replica_id=0)
     return result
 
 
-def _same_topology(folder: Path, policy: Policy) -> bool:
-    _, description = checkpoint_folder.read_description(folder)
-    then = (description["parallel"], description["world_size"])
-    return bool(then == (asdict(policy.parallelism), dist.get_world_size()))
+def _topology(policy: Policy) -> dict[str, int]:
+    return {**asdict(policy.parallelism), "world": dist.get_world_size()}
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint; one that is half removed no longer counts as complete."""
+    (folder / checkpoint_folder.MARKER).unlink()
+    shutil.rmtree(folder)
 
 
 def _take_over_weights(policy: Policy, loaded: dict[str, Any]) -> None:

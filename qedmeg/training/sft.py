@@ -10,16 +10,18 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from qedmeg import device, parallel
-from qedmeg.config import SFTConfig, save_config
+from qedmeg.config import SFTConfig
 from qedmeg.data.documents import load_documents
 from qedmeg.data.loader import Placement, TrainLoader, ValidationLoader, steps_of_epochs
 from qedmeg.data.tokenizer import load_tokenizer
 from qedmeg.errors import EXIT_REQUEUE, UserError
-from qedmeg.model import checkpoint_folder, weights
+from qedmeg.model import weights
 from qedmeg.model.build import Compute
+from qedmeg.model.checkpoint_folder import read_checkpoint_folder
 from qedmeg.model.families import read_architecture
 from qedmeg.monitor.metrics import MetricsLogger
 from qedmeg.parallel import Parallelism
+from qedmeg.settings import save_config
 from qedmeg.training import checkpoint, nemo
 from qedmeg.training.optimizer import Optimizer, build_scheduler
 from qedmeg.training.policy import Policy
@@ -82,9 +84,10 @@ def train(config: SFTConfig) -> int:
     from omegaconf import OmegaConf
 
     supervised.tqdm = partial(tqdm, disable=True)  # its bars: one for each rank, over each other
-    hf_files = config.model.hf or config.model.megatron / checkpoint_folder.HF_FILES  # type: ignore[operator]
     if config.model.megatron is not None:
-        checkpoint_folder.require_complete(config.model.megatron)
+        hf_files = read_checkpoint_folder(config.model.megatron).hf
+    elif config.model.hf is not None:
+        hf_files = config.model.hf
     model = read_architecture(hf_files)
     parallelism = Parallelism(**config.parallel.model_dump())
     parallel.check(parallelism, model, int(os.environ.get("WORLD_SIZE", "1")))
@@ -97,6 +100,11 @@ def train(config: SFTConfig) -> int:
     parallel.initialize(parallelism, config.seed)
     is_main = dist.get_rank() == 0
     tokenizer = load_tokenizer(config.data.tokenizer or str(hf_files), config.data.chat_template)
+    if tokenizer.vocab_size > model.vocabulary:
+        raise UserError(
+            f"{tokenizer.name}: the tokenizer has {tokenizer.vocab_size} tokens and the model a vocabulary of "
+            f"{model.vocabulary}; give the model's own tokenizer (data.tokenizer)"
+        )
     train_set, validation_set = load_documents(config.data, tokenizer, show=is_main)
     pad_id = tokenizer.pad_id
     steps = config.max_steps or steps_of_epochs(len(train_set), config.data.prompts_per_step, config.epochs)
@@ -172,7 +180,7 @@ def _announce(config: SFTConfig, model: Any, steps: int, first: int, documents: 
     sizes = ", ".join(f"{name} {value}" for name, value in config.parallel.model_dump().items() if value not in (1, 0))
     print(
         f"SFT of {model.name}, {model.layers} layers, hidden {model.hidden}: {documents} documents, "
-        f"{config.data.prompts_per_step} a step, steps {first} to {steps}, {config.data.tokens_per_microbatch} tokens a "
-        f"micro-batch; dp {dp}{', ' + sizes if sizes else ''}; {config.compute.precision}; {config.run_dir}",
+        f"{config.data.prompts_per_step} a step, steps {first} to {steps}, {config.data.tokens_per_microbatch} tokens "
+        f"a micro-batch; dp {dp}{', ' + sizes if sizes else ''}; {config.compute.precision}; {config.run_dir}",
         flush=True,
     )

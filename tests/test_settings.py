@@ -7,8 +7,9 @@ import pytest
 import yaml
 from pydantic import Field
 
-from qedmeg.config import DataConfig, Settings, describe, load_config, save_config
+from qedmeg.config import DataConfig
 from qedmeg.errors import UserError
+from qedmeg.settings import Settings, describe, load_config, save_config
 
 
 class Optimizer(Settings):

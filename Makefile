@@ -1,0 +1,38 @@
+# make demo: set up and run the main job. make test: set up and pass the tests. Neither needs a GPU, a hub or root.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/installed
+
+.PHONY: install demo demo-clean test test-slurm lint clean
+
+install: $(READY)
+
+# The marker is written last: an installation that was cut off is made anew.
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo "error: $(PYTHON) is not Python 3.11; choose one with PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --no-deps --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install --no-deps --quiet --disable-pip-version-check --no-build-isolation -e .
+	@touch $(READY)
+
+demo: $(READY)
+	$(BIN)/python recipes/demo.py
+
+demo-clean:
+	rm -rf runs/demo
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-slurm: $(READY)
+	$(BIN)/python -m pytest tests/slurm/two_nodes.py
+
+clean:
+	rm -rf $(VENV) runs

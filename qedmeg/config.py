@@ -1,0 +1,192 @@
+"""What can be set: the sections of a settings file, each field with its default and meaning."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from qedmeg.settings import Settings
+
+
+class Columns(Settings):
+    """Which column of a row holds what. `a.b` is the field `b` of a column `a` that holds an object.
+
+    A row is a conversation (`messages`) or a problem with its proof (`prompt` and `proof`). Left unset, `messages` is
+    taken where there is such a column, else `prompt` or `problem` with `proof`.
+    """
+
+    messages: str | None = None
+    """A list of {role, content}: an optional system message, then user and assistant in turn, an assistant last."""
+    prompt: str | None = None
+    """The problem: the user's message."""
+    proof: str | None = None
+    """The proof: the assistant's message."""
+    reasoning_content: str | None = None
+    """Optional: what was thought before the proof. Put between <think> and </think> before it."""
+
+    @model_validator(mode="after")
+    def _one_layout(self) -> Self:
+        if self.messages is not None and (self.prompt or self.proof or self.reasoning_content):
+            raise ValueError("give either messages, or prompt and proof, not both")
+        if (self.prompt is None) != (self.proof is None):
+            raise ValueError("prompt and proof are given together or not at all")
+        return self
+
+
+class DataConfig(Settings):
+    """Where the documents come from, what is trained on in them, and how they are packed into steps."""
+
+    train: str
+    """Training rows: a .jsonl, .json or .parquet file, a folder of such files of one kind, or a datasets hub id."""
+    validation: str | None = None
+    """Validation rows, named in the same way. None: none, or those that validation_fraction takes."""
+    validation_fraction: float = Field(default=0.0, ge=0.0, le=0.5)
+    """Share of the training rows held out for validation: by a hash of the first user message, so that all proofs of
+    one problem fall on one side, whatever the order of the rows and the seed."""
+    split: str = "train"
+    """Split of `train` where it is a hub id."""
+    validation_split: str = "validation"
+    """Split of `validation` where it is a hub id."""
+    hub_config: str | None = None
+    """Configuration of the hub datasets (FineProofs-SFT has `default` and `all`)."""
+    revision: str | None = None
+    """Branch, tag or commit of the hub datasets."""
+    columns: Columns = Columns()
+    """Which column holds what."""
+
+    tokenizer: str | None = None
+    """A Hugging Face tokenizer folder or hub id, or a sentencepiece .model file. None: the model's own."""
+    chat_template: Path | None = None
+    """A .jinja file used in place of the tokenizer's chat template."""
+    assistant_mask: Literal["template", "prefix"] = "template"
+    """How the assistant's tokens, which alone are trained on, are found: `template` by the {% generation %} marks of
+    the chat template, `prefix` by rendering the conversation up to each assistant turn, which needs a template whose
+    rendering of a longer conversation begins with that of the shorter one; both are checked on every row."""
+    max_length: int = Field(default=4096, ge=2)
+    """Longest document, in tokens."""
+    too_long: Literal["error", "drop"] = "error"
+    """What happens to a longer one. It is never truncated: that would lose the end token."""
+    cache: Path = Path("~/.cache/qedmeg/documents")
+    """Folder for the tokenised documents; a run with the same rows, tokenizer and settings finds them there."""
+
+    tokens_per_microbatch: int = Field(default=4096, ge=2)
+    """Length of the packed sequence that a rank computes at a time."""
+    prompts_per_step: int = Field(default=32, ge=1)
+    """Documents of an optimizer step, over all ranks."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Seed of the order of the documents."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.max_length > self.tokens_per_microbatch:
+            raise ValueError(
+                f"max_length {self.max_length} is greater than tokens_per_microbatch {self.tokens_per_microbatch}: "
+                "such a document fits in no microbatch; raise tokens_per_microbatch"
+            )
+        if self.validation is not None and self.validation_fraction > 0:
+            raise ValueError("give either validation or validation_fraction, not both")
+        return self
+
+
+class ModelConfig(Settings):
+    """The model that is trained."""
+
+    hf: Path | None = None
+    """A Hugging Face folder: each rank reads the slices it holds."""
+    megatron: Path | None = None
+    """A Megatron checkpoint folder, converted or trained, whose weights the run starts from."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.hf is None) == (self.megatron is None):
+            raise ValueError("give either model.hf or model.megatron")
+        return self
+
+
+class ParallelConfig(Settings):
+    """Sizes of the process groups; data parallelism takes the processes that are left."""
+
+    tp: int = Field(default=1, ge=1)
+    """Tensor parallel: ranks that share each matrix."""
+    pp: int = Field(default=1, ge=1)
+    """Pipeline parallel: stages that share the layers."""
+    vpp: int = Field(default=1, ge=1)
+    """Virtual pipeline: model chunks on each stage, interleaved."""
+    cp: int = Field(default=1, ge=1)
+    """Context parallel: ranks that share each sequence."""
+    ep: int = Field(default=1, ge=1)
+    """Expert parallel: ranks that share the experts of a mixture-of-experts layer."""
+    sp: bool = False
+    """Sequence parallel: between the matrices, TP ranks share the sequence too."""
+
+
+class ComputeConfig(Settings):
+    """How the model computes."""
+
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Precision of weights and activations; gradients are summed and the optimizer works in fp32."""
+    transformer_engine: bool = False
+    """Transformer Engine's layers in place of torch's; needs a GPU."""
+    fp8: Literal["delayed", "tensorwise", "blockwise"] | None = None
+    """FP8 recipe of the matrix products; needs Transformer Engine."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """What is computed again in the backward pass to save memory: nothing, attention and MLP, or whole layers."""
+
+
+class OptimizerConfig(Settings):
+    """AdamW and its learning-rate schedule."""
+
+    lr: float = Field(default=3e-5, gt=0)
+    """Highest learning rate."""
+    min_lr: float = Field(default=0.0, ge=0)
+    """Learning rate at the end of the schedule."""
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
+    """Course of the learning rate after the warm-up; wsd stays constant and decays linearly at the end."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises from zero."""
+    decay_fraction: float = Field(default=0.25, gt=0, le=1)
+    """Share of the steps over which wsd decays."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Decoupled weight decay; norms and biases have none."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of the first moment."""
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    """Decay of the second moment."""
+    eps: float = Field(default=1e-8, gt=0)
+    """Added to the root of the second moment."""
+    clip_grad: float = Field(default=1.0, ge=0)
+    """Highest gradient norm; 0 clips nothing."""
+
+
+class CheckpointConfig(Settings):
+    """When checkpoints are written, and which are kept."""
+
+    save_every: int = Field(default=100, ge=1)
+    """Steps between checkpoints; there is always one at the end."""
+    keep_last: int = Field(default=2, ge=1)
+    """Newest checkpoints kept."""
+    keep_every: int | None = Field(default=None, ge=1)
+    """Checkpoints at multiples of this step are kept for good."""
+    background: bool = True
+    """Write while training goes on."""
+
+
+class SFTConfig(Settings):
+    """Supervised fine-tuning."""
+
+    run_dir: Path
+    """Folder of the run: checkpoints, logs, TensorBoard. A run that is started again in it goes on."""
+    model: ModelConfig
+    data: DataConfig
+    parallel: ParallelConfig = ParallelConfig()
+    compute: ComputeConfig = ComputeConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the training documents."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps, in place of epochs."""
+    validate_every: int | None = Field(default=None, ge=1)
+    """Steps between validations; None: only at the end."""
+    seed: int = Field(default=1234, ge=0)
+    """Seed of the model's random states."""

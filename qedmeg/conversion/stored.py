@@ -1,0 +1,141 @@
+"""A model on disk, in Hugging Face's format or in Megatron's, read a block of rows at a time."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from qedmeg.errors import UserError
+from qedmeg.model import families, torch_dist, weights
+from qedmeg.model.checkpoint_folder import Checkpoint
+from qedmeg.model.safetensors_file import Reader
+from qedmeg.model.weights import GlobalTensor
+
+BLOCK_BYTES = 8 << 20  # what conversion holds of a tensor at a time; larger blocks were no faster
+
+
+class HuggingFaceModel:
+    """A Hugging Face folder. Its tensors are read as Megatron lays them out.
+
+    Raises:
+        UserError: the folder is not whole, not of a known architecture, or its tensors are not those of its config.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = self.hf = folder
+        self.model = families.read_architecture(folder)
+        self.notes: list[str] = []
+        self._reader = Reader(folder)
+        weights.check_sources(self.model, self._reader.tensors, folder)
+        self._check_tied_output()
+
+    def __enter__(self) -> "HuggingFaceModel":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reader.close()
+
+    def _check_tied_output(self) -> None:
+        """A tied model has no output layer of its own; some folders store one all the same."""
+        tensors, name, embedding = self._reader.tensors, weights.TIED_OUTPUT, families.EMBEDDING.sources[0][0]
+        if not self.model.tied or name not in tensors:
+            return
+        whole = weights.global_tensors(self.model)[families.EMBEDDING.key]
+        equal = (tensors[name].dtype, tensors[name].shape) == (tensors[embedding].dtype, tensors[embedding].shape)
+        for start, stop in blocks(whole.shape, tensors[embedding].dtype) if equal else ():
+            rows = [torch.empty((stop - start, *whole.shape[1:]), dtype=tensors[embedding].dtype) for _ in range(2)]
+            self._reader.read_rows(name, start, rows[0])
+            self._reader.read_rows(embedding, start, rows[1])
+            equal = equal and torch.equal(rows[0], rows[1])
+        if not equal:
+            raise UserError(
+                f"{self.path / 'config.json'}: tie_word_embeddings: true, but {name} is not equal to {embedding}; set "
+                f"it to false, or remove {name}"
+            )
+        self.notes.append(f"{name} is stored beside {embedding}, equal to it, and left out: the model is tied")
+
+    def dtype(self, tensor: GlobalTensor) -> torch.dtype:
+        """In which it is stored."""
+        return self._reader.tensors[tensor.sources[0].name].dtype
+
+    def read(self, tensor: GlobalTensor, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
+        """Rows `start:stop` of a Megatron tensor; rows beyond its own, padding, are zero.
+
+        Raises:
+            UserError: they hold NaN or infinity, or do not fit into `dtype`.
+        """
+        shape, origin = (stop - start, *tensor.shape[1:]), (start, *(0 for _ in tensor.shape[1:]))
+        return weights.read_chunk(self._reader, tensor, origin, shape, dtype)
+
+
+class MegatronModel:
+    """A checkpoint folder. Of its tensors only the model's weights are looked at.
+
+    Raises:
+        UserError: a file is missing or cut short, or the tensors are not those of its config.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.path, self.hf, self.model = checkpoint.path, checkpoint.hf, checkpoint.model
+        self.notes: list[str] = []
+        self._reader = torch_dist.Reader(checkpoint.path)
+        self._check_tensors()
+
+    def __enter__(self) -> "MegatronModel":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reader.close()
+
+    def _check_tensors(self) -> None:
+        expected = weights.global_tensors(self.model)
+        where = self.path / torch_dist.METADATA_FILE
+        described = f"{self.hf.name}/config.json describes a {self.model.name} of {self.model.layers} layers"
+        for key, tensor in expected.items():
+            if key not in self._reader.tensors:
+                raise UserError(f"{where}: lacks {key}; {described}: it is of another model")
+            found = self._reader.tensors[key]
+            padded = len(found.shape) == len(tensor.shape) and found.shape[0] >= tensor.shape[0]
+            vocabulary = key in (families.EMBEDDING.key, families.OUTPUT.key)
+            if found.shape != tensor.shape and not (vocabulary and padded and found.shape[1:] == tensor.shape[1:]):
+                raise UserError(
+                    f"{where}: {key} has shape {list(found.shape)}; its config.json makes it {list(tensor.shape)}"
+                )
+            if found.dtype not in families.DTYPES.values():
+                raise UserError(f"{where}: {key} has dtype {found.dtype}; supported are {', '.join(families.DTYPES)}")
+        for key in self._reader.tensors:
+            if key.startswith(("decoder.", "embedding.", "output_layer.")) and key not in expected:
+                raise UserError(f"{where}: {key} is not part of the model; {described}")
+
+    def dtype(self, tensor: GlobalTensor) -> torch.dtype:
+        """In which it is stored."""
+        return self._reader.tensors[tensor.key].dtype
+
+    def read(self, tensor: GlobalTensor, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
+        """Rows `start:stop` of a tensor.
+
+        Raises:
+            UserError: they hold NaN or infinity, or do not fit into `dtype`.
+        """
+        rows = torch.empty((stop - start, *tensor.shape[1:]), dtype=self.dtype(tensor))
+        self._reader.read_rows(tensor.key, start, rows)
+        cast = rows.to(dtype)
+        weights.check_finite(cast, rows, f"{self.path}: {tensor.key}")
+        return cast
+
+
+StoredModel = HuggingFaceModel | MegatronModel
+
+
+def nbytes(stored: StoredModel) -> int:
+    """Bytes of all tensors of a model."""
+    tensors = weights.global_tensors(stored.model).values()
+    return sum(math.prod(tensor.shape) * stored.dtype(tensor).itemsize for tensor in tensors)
+
+
+def blocks(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[tuple[int, int]]:
+    """First and last + 1 row of each block of a tensor, at most `BLOCK_BYTES` or one row large."""
+    rows = max(1, BLOCK_BYTES // (math.prod(shape[1:]) * dtype.itemsize))
+    for start in range(0, shape[0], rows):
+        yield start, min(start + rows, shape[0])

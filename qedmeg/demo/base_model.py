@@ -1,0 +1,82 @@
+"""The demo's starting point: a small Qwen3 with random weights, a tokenizer trained on proofs, and teacher proofs."""
+
+import json
+import random
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from qedmeg.data.problems import Problem, demonstration, reference_proof
+
+VOCABULARY = 512
+MAX_LENGTH = 320
+END, PAD = "<|im_end|>", "<|endoftext|>"
+_TOKENS = Regex(r" ?[0-9]| ?[A-Za-z]+| ?[^\sA-Za-z0-9]|\s+")
+"""What BPE may merge within: digits and symbols stay single, so that numbers are read digit by digit."""
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}<|im_end|>{% endgeneration %}"
+    "{% else %}{{ message['content'] }}<|im_end|>{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with a chat template that marks what the assistant says."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(_TOKENS, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[PAD, "<|im_start|>", END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*texts, "user\nassistant\n"], trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD)
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def make_base_model(folder: Path, problems: Iterable[Problem], seed: int) -> int:
+    """Write a Qwen3 checkpoint of about 1.6 M parameters with random weights; how many parameters it has."""
+    tokenizer = train_tokenizer(f"{problem.statement} {reference_proof(problem)}" for problem in problems)
+    torch.manual_seed(seed)
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=VOCABULARY,
+            hidden_size=192,
+            intermediate_size=512,
+            num_hidden_layers=4,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            head_dim=32,
+            max_position_embeddings=2 * MAX_LENGTH,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+            tie_word_embeddings=False,
+            initializer_range=0.03,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            dtype="float32",
+        )
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def write_teacher_proofs(path: Path, problems: list[Problem], count: int, incomplete: float, seed: int) -> None:
+    """`count` rows of problem and proof for SFT; a share of the proofs lacks sentences, as published ones do."""
+    rng = random.Random(seed)
+    with path.open("w") as file:
+        for row in range(count):
+            problem = problems[row % len(problems)]
+            proof = demonstration(problem, rng, incomplete=incomplete)
+            file.write(json.dumps({"problem": problem.statement, "proof": proof}) + "\n")

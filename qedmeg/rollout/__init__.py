@@ -1,0 +1,1 @@
+"""Proofs written by a model: the vLLM engine."""
