@@ -149,9 +149,10 @@ def _patch_torch_cuda() -> None:
 
 def _patch_gloo() -> None:
     """gloo refuses a 0-d input to `all_gather_into_tensor`, which NCCL takes; NeMo-Aligner gives one."""
-    gather: Any = dist.all_gather_into_tensor
+    module: Any = dist
+    gather = module.all_gather_into_tensor
 
     def all_gather_into_tensor(output: torch.Tensor, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         return gather(output, tensor.reshape(1) if tensor.ndim == 0 else tensor, *args, **kwargs)
 
-    dist.all_gather_into_tensor = all_gather_into_tensor
+    module.all_gather_into_tensor = all_gather_into_tensor

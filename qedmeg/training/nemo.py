@@ -11,8 +11,12 @@ import importlib.machinery
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from types import ModuleType
+from typing import Any
+
+from tqdm import tqdm
 
 CHECKED_VERSIONS = {"nemo_toolkit": "2.4.1", "nemo-aligner": "0.7.0"}
 _SKIPPED_PACKAGES = frozenset(
@@ -66,3 +70,18 @@ def prepare() -> None:
         if version(package) != wanted:
             raise ImportError(f"{package} {version(package)} is installed; qedmeg needs {wanted}: run make install")
     sys.meta_path.insert(0, _Finder())
+
+
+def supervised_trainer() -> Any:
+    """NeMo-Aligner's `SupervisedTrainer`, imported without the noise of what NeMo tries on the way."""
+    prepare()
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # NeMo looks for image processors, which nothing here needs
+    try:
+        from nemo_aligner.algorithms import supervised
+    finally:
+        logging.set_verbosity(verbosity)
+    supervised.tqdm = partial(tqdm, disable=True)  # its bars: one for each rank, over each other
+    return supervised.SupervisedTrainer

@@ -2,12 +2,11 @@
 
 import os
 import signal
-from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
+from omegaconf import OmegaConf
 
 from qedmeg import device, parallel
 from qedmeg.config import SFTConfig
@@ -79,11 +78,7 @@ def train(config: SFTConfig) -> int:
     Raises:
         UserError: settings, data or checkpoint do not fit; before anything is trained.
     """
-    nemo.prepare()
-    from nemo_aligner.algorithms import supervised
-    from omegaconf import OmegaConf
-
-    supervised.tqdm = partial(tqdm, disable=True)  # its bars: one for each rank, over each other
+    trainer_class = nemo.supervised_trainer()
     if config.model.megatron is not None:
         hf_files = read_checkpoint_folder(config.model.megatron).hf
     elif config.model.hf is not None:
@@ -146,7 +141,7 @@ def train(config: SFTConfig) -> int:
     checkpointer = checkpoint.Checkpointer(config.run_dir, config.checkpoint, hf_files, state)
     logger = MetricsLogger(config.run_dir, "SFT", first_step, steps, is_main=is_main)
     hooks = _Hooks(state, logger, checkpointer)
-    trainer = supervised.SupervisedTrainer(
+    trainer = trainer_class(
         cfg=OmegaConf.create(
             {
                 "max_epochs": 1,

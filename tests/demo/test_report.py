@@ -1,0 +1,36 @@
+"""The demo's report shows what a model wrote as text, and nothing of it runs."""
+
+from qedmeg.demo.report import write_report
+
+HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)">'
+
+
+def _evaluation(score):
+    proof = {
+        "problem": "p",
+        "family": "parity",
+        "statement": "Prove it.",
+        "proof": HOSTILE,
+        "finish_reason": "stop",
+        "points": 3,
+        "of": 7,
+        "items": [["conclusion", 0, 1, f'not shown "{HOSTILE}']],
+    }
+    return {
+        "score": score,
+        "greedy": score + 0.5,
+        "problems": 1,
+        "by_item": {"parity / conclusion": [score / 7, 0.0]},
+        "proofs": [proof],
+    }
+
+
+def test_report_escapes_proofs_and_shows_scores(tmp_path):
+    metrics = [{"step": step, "train/loss": 5.0 - step} for step in range(3)]
+    write_report(tmp_path / "report.html", {"base": _evaluation(0.0), "sft": _evaluation(3.25)}, metrics)
+    page = (tmp_path / "report.html").read_text()
+    assert "<script>" not in page
+    assert "<img" not in page
+    assert "&lt;script&gt;" in page
+    assert "3.25" in page
+    assert page.count("<svg") == 2
