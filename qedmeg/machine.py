@@ -102,17 +102,12 @@ def normal_name(name: str) -> str:
 
 
 def read_pins(lock: Path) -> dict[str, str]:
-    """`name==version` lines of a requirements file and of those that it includes with -r; empty when it is not there.
-
-    Each requirement may have extras, a marker, hashes and a comment; the last pin of a name counts.
-    """
+    """The `name==version` lines of a requirements file, extras, markers and comments aside; empty without the file."""
     if not lock.is_file():
         return {}
     pins: dict[str, str] = {}
     for line in lock.read_text(encoding="utf-8").splitlines():
-        if include := re.match(r"(?:-r|--requirement)[ =]([^ #]+)", line):
-            pins |= read_pins(lock.parent / include[1])
-        elif pin := re.match(r"([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==([^\s;#]+)", line):
+        if pin := re.match(r"([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==([^\s;#]+)", line):
             pins[normal_name(pin[1])] = pin[2]
     return pins
 

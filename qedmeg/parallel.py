@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -72,8 +73,9 @@ def check(parallelism: Parallelism, model: Architecture, world_size: int | None 
         raise UserError(f"parallel.ep: {ep}, but {model.name} has no experts; it must be 1")
     if model.experts is not None and model.experts.count % ep:
         raise UserError(f"parallel.ep: {ep} does not divide the model's {model.experts.count} experts")
-    if model.experts is not None and tp > 1 and not parallelism.sp and ep > 1:
-        raise UserError("parallel.sp: false, but experts over both TP and EP need sequence parallelism; set it to true")
+    if model.experts is not None and tp > 1 and not parallelism.sp:
+        # Megatron-core refuses to train them without.
+        raise UserError(f"parallel.sp: false, but {model.name} has experts, which need it for tp {tp}; set it to true")
     if parallelism.sp and tp == 1:
         raise UserError("parallel.sp: true shares the sequence over TP ranks, and parallel.tp is 1; set it to false")
     if world_size is not None and world_size % parallelism.model_ranks:
@@ -125,6 +127,26 @@ def data_size() -> int:
     """How many processes each train on other documents."""
     size: int = parallel_state.get_data_parallel_world_size()
     return size
+
+
+def same_error(action: Callable[[], None]) -> None:
+    """Run `action` on every rank; where it fails on some, all raise what the first of them raised.
+
+    A rank that fails alone leaves the others waiting for it, and only the first rank of a machine prints its error.
+
+    Raises:
+        UserError: any rank's.
+    """
+    message = None
+    try:
+        action()
+    except UserError as error:
+        message = str(error)
+    messages: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(messages, message)
+    first = next((message for message in messages if message is not None), None)
+    if first is not None:
+        raise UserError(first)
 
 
 def from_last_stage(tensor: torch.Tensor) -> torch.Tensor:

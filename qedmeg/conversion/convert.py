@@ -7,10 +7,12 @@ until every check has passed; then it is renamed and marked complete.
 import dataclasses
 import errno
 import json
+import math
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -30,6 +32,8 @@ from qedmeg.model.weights import GlobalTensor
 from qedmeg.monitor.progress import bar
 
 _MEGABYTE = 10**6
+
+T = TypeVar("T")
 
 
 def hf_to_megatron(
@@ -56,7 +60,7 @@ def hf_to_megatron(
         def write(folder: Path) -> None:
             info = CheckpointInfo(
                 architecture=source.model.name,
-                dtype=_name(dtype or _dtype(source)),
+                dtype=_name(dtype or _main_dtype(source)),
                 vocabulary=source.model.vocabulary,
                 tp=tp,
                 pp=pp,
@@ -66,7 +70,9 @@ def hf_to_megatron(
             tensors = weights.global_tensors(source.model)
             with TorchDistWriter(folder, plan) as writer:
                 for new, start, stop in _progress("write Megatron", [(new, new.shape, new.dtype) for new in plan]):
-                    writer.write_rows(new.key, start, source.read(tensors[new.key], start, stop, new.dtype))
+                    tensor = tensors[new.key]
+                    rows = weights.checked_cast(source.read(tensor, start, stop), new.dtype, source.place(tensor))
+                    writer.write_rows(new.key, start, rows)
                 writer.finish(weights.CONTENT_METADATA)
 
         def read(folder: Path) -> MegatronModel:
@@ -90,12 +96,14 @@ def megatron_to_hf(
 
         def write(folder: Path) -> None:
             checkpoint_folder.copy_hf_files(source.hf, folder)
-            _write_dtype(folder / "config.json", _dtype(source))
+            _write_dtype(folder / "config.json", _main_dtype(source))
             new = [(part.name, source.dtype(tensor), part.shape) for tensor in tensors for part in tensor.sources]
             writer = SafetensorsWriter(folder, new)
             steps = [(tensor, tensor.shape, source.dtype(tensor)) for tensor in tensors]
             for tensor, start, stop in _progress("write Hugging Face", steps):
-                rows = source.read(tensor, start, stop, source.dtype(tensor))
+                rows = weights.checked_cast(
+                    source.read(tensor, start, stop), source.dtype(tensor), source.place(tensor)
+                )
                 for piece in weights.pieces(tensor, start, stop):
                     part = rows[piece.target : piece.target + piece.count]
                     writer.write_rows(piece.source.name, piece.start, part)
@@ -165,5 +173,31 @@ def _convert(
     return found
 
 
-def _progress[T](label: str, steps: list[tuple[T, tuple[int, ...], torch.dtype]]) -> Iterator[tuple[T, int, int]]:
-    """Every block of every (item, shape, dtype), with a bar in megabytes."""
+def _progress(label: str, steps: Sequence[tuple[T, tuple[int, ...], torch.dtype]]) -> Iterator[tuple[T, int, int]]:
+    """Every block of rows of every (item, shape, dtype), with a bar in megabytes."""
+    total = sum(math.prod(shape) * dtype.itemsize for _, shape, dtype in steps)
+    with bar(label, total // _MEGABYTE) as progress:
+        done = 0
+        for item, shape, dtype in steps:
+            for start, stop in blocks(shape, dtype):
+                yield item, start, stop
+                done += (stop - start) * math.prod(shape[1:]) * dtype.itemsize
+                if done // _MEGABYTE > progress.done:
+                    progress.advance(done // _MEGABYTE - progress.done, note="MB")
+
+
+def _main_dtype(stored: StoredModel) -> torch.dtype:
+    """The dtype of the embedding, by which a model is known; norms may be kept in another."""
+    return stored.dtype(weights.global_tensors(stored.model)[families.EMBEDDING.key])
+
+
+def _write_dtype(path: Path, dtype: torch.dtype) -> None:
+    """Let a config.json say `dtype`; it is left as it is where it does already."""
+    config, name = json.loads(path.read_text()), _name(dtype)
+    fields = [field for field in ("dtype", "torch_dtype") if field in config] or ["dtype"]
+    if any(config.get(field) != name for field in fields):
+        path.write_text(json.dumps(config | dict.fromkeys(fields, name), indent=2) + "\n")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -59,14 +59,14 @@ class HuggingFaceModel:
         """In which it is stored."""
         return self._reader.tensors[tensor.sources[0].name].dtype
 
-    def read(self, tensor: GlobalTensor, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
-        """Rows `start:stop` of a Megatron tensor; rows beyond its own, padding, are zero.
+    def read(self, tensor: GlobalTensor, start: int, stop: int) -> torch.Tensor:
+        """Rows `start:stop` of a Megatron tensor; rows beyond its own, padding, are zero."""
+        return weights.read_rows(self._reader, tensor, start, stop)
 
-        Raises:
-            UserError: they hold NaN or infinity, or do not fit into `dtype`.
-        """
-        shape, origin = (stop - start, *tensor.shape[1:]), (start, *(0 for _ in tensor.shape[1:]))
-        return weights.read_chunk(self._reader, tensor, origin, shape, dtype)
+    def place(self, tensor: GlobalTensor) -> str:
+        """Where a tensor is stored, for messages."""
+        names = ", ".join(source.name for source in tensor.sources)
+        return f"{self._reader.tensors[tensor.sources[0].name].path}: tensor {names}"
 
 
 class MegatronModel:
@@ -112,26 +112,24 @@ class MegatronModel:
         """In which it is stored."""
         return self._reader.tensors[tensor.key].dtype
 
-    def read(self, tensor: GlobalTensor, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
-        """Rows `start:stop` of a tensor.
-
-        Raises:
-            UserError: they hold NaN or infinity, or do not fit into `dtype`.
-        """
+    def read(self, tensor: GlobalTensor, start: int, stop: int) -> torch.Tensor:
+        """Rows `start:stop` of a tensor."""
         rows = torch.empty((stop - start, *tensor.shape[1:]), dtype=self.dtype(tensor))
         self._reader.read_rows(tensor.key, start, rows)
-        cast = rows.to(dtype)
-        weights.check_finite(cast, rows, f"{self.path}: {tensor.key}")
-        return cast
+        return rows
+
+    def place(self, tensor: GlobalTensor) -> str:
+        """Where a tensor is stored, for messages."""
+        return f"{self.path}: {tensor.key}"
 
 
 StoredModel = HuggingFaceModel | MegatronModel
 
 
-def nbytes(stored: StoredModel) -> int:
-    """Bytes of all tensors of a model."""
+def nbytes(stored: StoredModel, dtype: torch.dtype | None = None) -> int:
+    """Bytes of all tensors of a model, in `dtype` or as they are stored."""
     tensors = weights.global_tensors(stored.model).values()
-    return sum(math.prod(tensor.shape) * stored.dtype(tensor).itemsize for tensor in tensors)
+    return sum(math.prod(tensor.shape) * (dtype or stored.dtype(tensor)).itemsize for tensor in tensors)
 
 
 def blocks(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[tuple[int, int]]:

@@ -19,7 +19,7 @@ _CASES_END = re.compile(r"\b(?:cases?|every|always|all|any|never)\b")
 
 @dataclass(frozen=True)
 class Subject:
-    """Words that stand for a formula: `pattern` ("value|it") for the expression `text`, up to multiples of `modulus`."""
+    """Words that stand for a formula: `pattern` ("value|it") for `text`, up to multiples of a `modulus`."""
 
     pattern: str
     text: str
@@ -70,10 +70,7 @@ def interpret(
     """The claims of a proof about a problem in `letters[0]`; `positive`: that letter stands for positive numbers."""
     interpreter = _Interpreter(letters, subjects, positive)
     claims = [
-        claim
-        for i, sentence in enumerate(sentences)
-        if not sentence.goal
-        for claim in interpreter.claims(i, sentence)
+        claim for i, sentence in enumerate(sentences) if not sentence.goal for claim in interpreter.claims(i, sentence)
     ]
     return Reading(sentences, tuple(claims), letters)
 

@@ -265,7 +265,8 @@ def _negative(node: Node) -> Node:
 
 def parse(text: str) -> Node:
     """The tree of one expression of our own making. Raises `ValueError` when `text` is not one expression."""
-    parser = Parser(tokenize(text))
+    tokens = tokenize(text)
+    parser = Parser([Token("letter", token.text) if token.text in ("a", "i") else token for token in tokens])
     chain = parser.chain()
     if chain is None or chain.relations or chain.broken or parser.at < len(parser.tokens):
         raise ValueError(f"not an expression: {text!r}")

@@ -4,18 +4,23 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from qedmeg.grading.algebra import NoValue, Value, evaluate, shape
+from qedmeg.grading.algebra import NoValue, Value, evaluate
+from qedmeg.grading.forms import shape
 from qedmeg.grading.formula import Chain, Letter, Node, Number, OutOfSteps, Parser, Power, Product, Root, tokenize
 
 MAX_CHARACTERS = 8_000  # the embedded proofs have about 300
 MAX_SENTENCES = 120
+MAX_JOINED = 12  # sides of a formula that words hold together
 
 # What the same thing is called elsewhere: Unicode, light LaTeX, words for relations. Applied in this order.
 _SPELLINGS = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
         (r"\n\s*\n", ". "),
-        (r"(?<=[\d)])\n\s*(?=\((?!\s?mod)|[a-z]\b)|(?<=\b[a-z])\n\s*(?=\((?!\s?mod))", " , "),  # lines do not multiply each other
+        (
+            r"(?<=[\d)])\n\s*(?=\((?!\s?mod)|[a-z]\b)|(?<=\b[a-z])\n\s*(?=\((?!\s?mod))",
+            " , ",
+        ),  # lines do not multiply each other
         (r"[−–]", "-"),
         (r"[·×⋅∙∗]", "*"),
         (r"²", "^2"),
@@ -67,10 +72,10 @@ _SPELLINGS = [
 ]
 
 # Words that join sentences and decide nothing.
-_JOINING = set(
-    """the an a so hence thus therefore then consequently accordingly now also we have get obtain see find know
-    that which since because as note observe notice clearly indeed finally next moreover furthermore similarly
-    likewise again here where with but thereby altogether firstly secondly thirdly lastly i our us""".split()
+_JOINING = re.compile(
+    r"the|an|a|so|hence|thus|therefore|then|consequently|accordingly|now|also|we|have|get|obtain|see|find|know|that"
+    r"|which|since|because|as|note|observe|notice|clearly|indeed|finally|next|moreover|furthermore|similarly|likewise"
+    r"|again|here|where|with|but|thereby|altogether|firstly|secondly|thirdly|lastly|i|our|us"
 )
 _GOAL = re.compile(r"(?:to|let|want|need|must|will|shall|it remains to|our goal is to|goal is to)? ?(?:to )?"
                    r"(?:prove|show|claim #|verify|check|demonstrate)\b")  # fmt: skip
@@ -82,7 +87,7 @@ _SENTENCE_END = re.compile(r"\.(?!\d)|(?<!\d)\.|[;!?](?!=)")
 class Term:
     """One side of a formula. `node` is None for what the text names in words ("the value"); `value` for nonsense.
 
-    `shape` is the form it is written in, see `algebra.shape`.
+    `shape` is the form it is written in, see `forms.shape`.
     """
 
     node: Node | None
@@ -116,12 +121,9 @@ class Sentence:
     readable: bool
 
     def argument(self, pattern: str) -> Mention | None:
-        """The formula that the first `#` of `pattern` finds in the skeleton; None when the pattern does not."""
+        """The formula that the group `(#)` of `pattern` finds in the skeleton; None when the pattern is not there."""
         match = re.search(pattern, self.skeleton)
-        if match is None:
-            return None
-        before = self.skeleton[: match.start() + match.group().index("#")].count("#")
-        return self.formulas[before]
+        return self.formulas[self.skeleton.count("#", 0, match.start(1))] if match is not None else None
 
 
 def read(proof: str) -> tuple[Sentence, ...] | None:
@@ -149,7 +151,7 @@ def _sentence(text: str) -> Sentence:
             chain = parser.chain()
             if chain is None:
                 token = parser.tokens[parser.at]
-                if token.kind in ("word", "letter") and token.text not in _JOINING:
+                if token.kind in ("word", "letter") and not _JOINING.fullmatch(token.text):
                     words.append(token.text)
                 parser.at += 1
                 continue
@@ -170,10 +172,13 @@ def _sentence(text: str) -> Sentence:
 
 def _continues(before: Mention, mention: Mention) -> bool:
     """Whether the text goes on with the formula before: "5^2, which = 25", "5^2 is 25"."""
+    if len(before.terms) >= MAX_JOINED:
+        return False
     if mention.chain.opened:
         return mention.lead == ""
     named = len(before.terms) == 1 and isinstance(before.terms[0].node, Letter)
-    return mention.lead == "is" and before.lead == "" and not named
+    alone = before.lead == "" or (before.lead == "and" and not any(term.letters for term in before.terms))
+    return mention.lead == "is" and alone and not named
 
 
 def _joined(before: Mention, mention: Mention) -> Mention:

@@ -1,20 +1,21 @@
 """The steps a proof is graded by: each one rubric item, and the check that finds it in what the proof claims.
 
 A step is credited when some claim shows it and no claim about the same thing is wrong. A family puts its steps
-together from `number_step`, `identity_step`, `congruence_step`, `order_step`, `bound_step` and `word_step`, and writes a
-check of its own where none of these fits.
+together from the functions here, and writes a check of its own where none of them fits.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from qedmeg.grading.algebra import Form, Value, shape, value
+from qedmeg.grading.algebra import Value, value
 from qedmeg.grading.claims import ORDER, Claim, Reading
+from qedmeg.grading.forms import Form, is_product, shape, takes
 from qedmeg.grading.formula import Number, parse
 from qedmeg.grading.reading import Term
 from qedmeg.grading.wording import Says, firmly, literal
 
 MIRRORED = {"=": "=", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -53,7 +54,9 @@ def number_step(name: str, points: int, text: str, *computed: str) -> Step:
         shown: dict[str, int] = {}
         wrong, about, near = "", set(), set()
         for claim in reading.claims:
-            if claim.modulus is not None or not all(term.value is None or term.value.number is not None for term in claim.terms):
+            if claim.modulus is not None or not all(
+                term.value is None or term.value.number is not None for term in claim.terms
+            ):
                 continue
             for target, amount in targets:
                 if any(term.shape == target for term in claim.terms):
@@ -78,38 +81,39 @@ def identity_step(
     form: Form,
     *,
     case: str = "",
-    other: Form | None = None,
+    products: bool | None = None,
 ) -> Step:
     """An equation that shows the polynomial `target` (or one of several) written in `form`, and on one side only.
 
-    With a `case` ("2k"), where the problem's letter stands for that. Equations with a side in the `other` form are the
-    business of another step and are not held against this one.
+    With a `case` ("2k"), where the problem's letter stands for that. Where two steps are about one target, `products`
+    says which equations are this one's business: those with a product on a side, or those without.
     """
     targets = [value(text) for text in ((target,) if isinstance(target, str) else target)]
     case_value = value(case) if case else None
 
-    def formed(term: Term, wanted: Form | None) -> bool:
-        return wanted is not None and term.node is not None and term.value is not None and wanted(term.node)
-
     def check(reading: Reading) -> Finding:
         at: int | None = None
-        wrong, about, near = "", set(), set()
+        wrong, about = "", set()
         for claim in reading.claims:
             in_case = case_value is None or (claim.case is not None and claim.case.equals(case_value))
             for link in claim.links:
                 sides = (link.left, link.right)
                 ours = [side for side in sides if any(_is(side, wanted) for wanted in targets)]
-                in_form = [side for side in sides if formed(side, form)]
-                if not ours or not (in_form or any(side.letters for side in sides)):
+                if not ours:
+                    continue
+                in_form = [side for side in sides if takes(form, side.node)]
+                if not in_form and not any(side.letters for side in sides):
+                    continue
+                business = products is None or products == any(takes(is_product, side.node) for side in sides)
+                if link.holds is False or claim.broken:
+                    if business:
+                        about.add(claim.index)
+                        wrong = claim.text
                     continue
                 about.add(claim.index)
-                if link.holds is False or claim.broken:
-                    near.add(claim.index)
-                    if in_form and not any(formed(side, other) for side in sides):
-                        wrong = claim.text
-                elif at is None and in_case and link.relation == "=" and len(in_form) == 1 and in_form[0] in ours:
+                if at is None and in_case and link.relation == "=" and len(in_form) == 1 and in_form[0] in ours:
                     at = claim.sentence
-        return Finding(at, wrong, frozenset(about if wrong else about - near), frozenset(near))
+        return Finding(at, wrong, frozenset(about))
 
     return Step(name, points, text, check)
 
@@ -127,7 +131,12 @@ def congruence_step(name: str, points: int, text: str, modulus: int, *expression
                     continue
                 about.add(claim.index)
                 remainders = [literal(term.node) for term in claim.terms]
-                if claim.modulus == modulus and not claim.false and amount is not None and amount % modulus in remainders:
+                if (
+                    claim.modulus == modulus
+                    and not claim.false
+                    and amount is not None
+                    and amount % modulus in remainders
+                ):
                     shown.setdefault(target, claim.sentence)
                 else:
                     wrong = claim.text
@@ -169,7 +178,9 @@ def bounds(claim: Claim, target: Value) -> Iterator[tuple[str, Term]]:
             continue
         strongest = "="
         for relation, term in zip(relations[start:], ends[start + 1 :], strict=True):
-            if relation not in MIRRORED or (strongest[0] in "<>" and relation[0] in "<>" and strongest[0] != relation[0]):
+            if relation not in MIRRORED or (
+                strongest[0] in "<>" and relation[0] in "<>" and strongest[0] != relation[0]
+            ):
                 break
             strongest = relation if strongest == "=" or relation in ("<", ">") else strongest
             if strongest != "=" and not _is(term, target):
@@ -204,7 +215,7 @@ def bound_step(
                 continue
             for relation, term in bounds(claim, target_value):
                 number = term.value.number if term.value is not None else None
-                if number is None or (form is not None and not (term.node is not None and form(term.node))):
+                if number is None or (form is not None and not takes(form, term.node)):
                     continue
                 about.add(claim.index)
                 if (relation, number) == bound and not claim.false:
@@ -229,7 +240,9 @@ def word_step(
 
     def check(reading: Reading) -> Finding:
         answers = [None if sentence.goal else says(sentence) for sentence in reading.sentences]
-        wrong = "".join(sentence.skeleton for sentence, answer in zip(reading.sentences, answers, strict=True) if answer is False)
+        wrong = "".join(
+            sentence.skeleton for sentence, answer in zip(reading.sentences, answers, strict=True) if answer is False
+        )
         at = max((i for i, answer in enumerate(answers) if answer), default=None)
         first = next((i for i, answer in enumerate(answers) if answer), None)
         return Finding(at if rests_on else first, wrong)

@@ -12,9 +12,10 @@ from qedmeg.grading.reading import MAX_CHARACTERS, MAX_SENTENCES, Sentence, read
 from qedmeg.grading.steps import Finding, Step
 
 GRADER = "symbolic"
-MAX_CLAIMS = 60  # the embedded proofs make about 12
+MAX_CLAIMS = 40  # the embedded proofs make about 10
 MAX_STRAY_CLAIMS = 12  # true, and no part of the proof: more is a list of guesses
-MAX_LETTERS = 4
+CANONICAL_SHARE = 0.8  # of the letters in a proof that keeps the problem's
+MAX_LETTERS = 4  # in a proof that renames the problem's
 
 
 def grade(problem: Problem, proof: str) -> Graded:
@@ -29,7 +30,8 @@ def grade(problem: Problem, proof: str) -> Graded:
     sentences = read(proof)
     if sentences is None:
         return _nothing(problem, f"longer than {MAX_CHARACTERS} characters or {MAX_SENTENCES} sentences")
-    if sum(len(sentence.formulas) for sentence in sentences) > 2 * MAX_CLAIMS:
+    claims = sum(bool(mention.chain.relations) for sentence in sentences for mention in sentence.formulas)
+    if claims > MAX_CLAIMS:
         return _nothing(problem, "a list of formulas, not a proof")
     parameters = tuple(problem.parameters.items())
     best: Graded | None = None
@@ -53,14 +55,21 @@ def _solution(family: str, parameters: tuple[tuple[str, int], ...], letters: tup
 def _namings(canonical: tuple[str, ...], sentences: tuple[Sentence, ...]) -> list[tuple[str, ...]]:
     """The ways to read the proof's letters as the problem's, the canonical one first.
 
-    Only a proof with letters that the problem does not have is read in other ways.
+    Only a proof with a good many letters that the problem does not have is read in other ways.
     """
     counts = Counter(
-        letter for sentence in sentences for mention in sentence.formulas for term in mention.terms for letter in term.letters
+        letter
+        for sentence in sentences
+        for mention in sentence.formulas
+        for term in mention.terms
+        for letter in term.letters
     )
-    if not canonical or all(letter in canonical for letter in counts):
+    own = sum(counts[letter] for letter in canonical)
+    if all(counts[letter] for letter in canonical) and own >= CANONICAL_SHARE * counts.total():
         return [canonical]
-    letters = [letter for letter, _ in counts.most_common(MAX_LETTERS)]
+    if len(counts) > MAX_LETTERS or counts.keys() <= {*canonical}:
+        return [canonical]
+    letters = [letter for letter, _ in counts.most_common()]
     letters += [letter for letter in canonical if letter not in letters][: max(0, len(canonical) - len(letters))]
     return [canonical, *(naming for naming in permutations(letters, len(canonical)) if naming != canonical)]
 
@@ -110,7 +119,7 @@ def _stray_falsehood(findings: dict[str, Finding], reading: Reading) -> str:
 def _guesses(findings: dict[str, Finding], reading: Reading) -> bool:
     """Whether the proof is a list of formulas in the hope that some are right."""
     answered = set().union(*(finding.about | finding.near for finding in findings.values()))
-    return len(reading.claims) > MAX_CLAIMS or len(reading.claims) - len(answered) > MAX_STRAY_CLAIMS
+    return len(reading.claims) - len(answered) > MAX_STRAY_CLAIMS
 
 
 def _total(items: list[ItemGrade]) -> Graded:

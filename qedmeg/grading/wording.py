@@ -26,10 +26,11 @@ def firmly(sentence: Sentence, *, negated: bool = False) -> bool | None:
 
 def names_case(sentence: Sentence, letter: str) -> bool:
     """Whether the sentence speaks of one case only: it says what the problem's letter is there."""
-    return any(_sets(mention, letter) for mention in sentence.formulas)
+    return any(says_what(mention, letter) for mention in sentence.formulas)
 
 
-def _sets(mention: Mention, letter: str) -> bool:
+def says_what(mention: Mention, letter: str) -> bool:
+    """Whether the formula says what `letter` is: "n = 2k"."""
     first = mention.terms[0].node
     return isinstance(first, Letter) and first.name == letter and mention.chain.relations[:1] == ("=",)
 
@@ -60,13 +61,13 @@ def compares(mention: Mention, relation: str, bound: int) -> bool:
 
 
 def divisible(divisor: int, expression: str, letter: str, *, never: bool = False) -> Says:
-    """That `expression`, by name or as "it", is divisible by `divisor` (`never`: is not) for every value of `letter`."""
+    """That `expression`, written or named, is divisible by `divisor` (`never`: is not) for every value of `letter`."""
 
     def says(sentence: Sentence) -> bool | None:
-        by = sentence.argument(r"(?:divisible by|multiple of) #")
+        by = sentence.argument(r"(?:divisible by|multiple of) (#)")
         if by is None or names_case(sentence, letter):
             return None
-        what = sentence.argument(r"# (?:\w+ ){0,2}(?:divisible by|multiple of)")
+        what = sentence.argument(r"(#) (?:\w+ ){0,2}(?:divisible by|multiple of)")
         if what is not None and not is_named(what, expression):
             return None
         if number(by) != divisor:

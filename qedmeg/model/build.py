@@ -53,11 +53,14 @@ class LanguageModel(GPTModel):
         tp_group = self.pg_collection.tp
         if self.config.sequence_parallel:
             hidden_states = mappings.gather_from_sequence_parallel_region(hidden_states, group=tp_group)
-        else:
-            hidden_states = mappings.copy_to_tensor_model_parallel_region(hidden_states, group=tp_group)
+        hidden_TH = hidden_states.transpose(0, 1).reshape(-1, hidden_states.shape[-1])
+        if not self.config.sequence_parallel:
+            # After the transposition, not before: of a gradient that is not contiguous, Megatron sums a copy over the
+            # ranks, and goes on with what was not summed.
+            hidden_TH = mappings.copy_to_tensor_model_parallel_region(hidden_TH, group=tp_group)
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         return summed_cross_entropy(
-            hidden_states.transpose(0, 1).reshape(-1, hidden_states.shape[-1]),
+            hidden_TH,
             self.output_layer.weight if weight is None else weight,
             labels.reshape(-1),
             mask.reshape(-1),
@@ -66,11 +69,11 @@ class LanguageModel(GPTModel):
         )
 
 
-def transformer_config(model: Architecture, parallelism: Parallelism, compute: Compute) -> TransformerConfig:
-    """Megatron-core's settings for a model.
+def check(compute: Compute) -> None:
+    """Refuse what this installation cannot compute. Megatron-core alone ignores FP8 in silence.
 
     Raises:
-        UserError: Transformer Engine or FP8 is asked for and not there. Megatron-core alone ignores FP8 in silence.
+        UserError: Transformer Engine or FP8 is asked for and not there.
     """
     if compute.fp8 and not compute.transformer_engine:
         raise UserError(f"compute.fp8: {compute.fp8} needs compute.transformer_engine: true")
@@ -79,6 +82,15 @@ def transformer_config(model: Architecture, parallelism: Parallelism, compute: C
             "compute.transformer_engine: true, but the package transformer_engine is not installed; install "
             "requirements-gpu.txt on a machine with a GPU, or set it to false"
         )
+
+
+def transformer_config(model: Architecture, parallelism: Parallelism, compute: Compute) -> TransformerConfig:
+    """Megatron-core's settings for a model.
+
+    Raises:
+        UserError: see `check`.
+    """
+    check(compute)
     fused = compute.transformer_engine
     options: dict[str, Any] = {}
     if parallelism.vpp > 1:

@@ -114,7 +114,7 @@ def partial_folder(out: Path, overwrite: bool, size: int) -> Path:
     out = out.resolve()
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; give a folder to write")
-    ours = any((out / name).is_file() for name in (MARKER, INFO_FILE))
+    ours = any((out / name).is_file() for name in (MARKER, INFO_FILE, "report.json"))
     if out.exists() and any(out.iterdir()):
         if not ours:
             raise UserError(f"{out}: holds other files; give a new folder")

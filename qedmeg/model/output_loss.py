@@ -41,6 +41,9 @@ def summed_cross_entropy(
     first = rows * tp_group.rank()
     real = min(max(vocabulary - first, 0), rows)
     kept_K = mask_T.nonzero().squeeze(1)
+    if not torch.is_grad_enabled():
+        # An autograd function is told that a weight needs a gradient even where none will be asked for.
+        hidden_TH, weight_VH = hidden_TH.detach(), weight_VH.detach()
     loss: torch.Tensor = _SummedCrossEntropy.apply(
         hidden_TH, weight_VH, labels_T[kept_K] - first, mask_T[kept_K].float(), kept_K, real, tp_group
     )

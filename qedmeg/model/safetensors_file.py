@@ -110,6 +110,10 @@ class Reader:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all files."""
         for file in self._files.values():
             os.close(file)
         self._files.clear()

@@ -172,8 +172,8 @@ class Reader:
                         io.BufferedReader(_Record(file, chunk.offset, chunk.length)), "cpu", weights_only=True
                     )
                 start = _data_offset(file, chunk.offset, chunk.length)
-            except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, OSError, struct.error) as error:
-                raise UserError(f"{chunk.path}: the record of {key} is damaged ({error}); {_REMEDY}") from None
+            except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, OSError, ValueError, struct.error):
+                raise UserError(f"{chunk.path}: the record of {key} is damaged; {_REMEDY}") from None
             if not isinstance(frame, torch.Tensor) or not frame.is_contiguous():
                 raise UserError(f"{chunk.path}: the record of {key} is not a plain tensor; {_REMEDY}")
             if frame.dtype != tensor.dtype or tuple(frame.shape) != chunk.shape:

@@ -114,6 +114,29 @@ def cut(shape: tuple[int, ...], dimension: int | None, tp: int) -> Iterator[tupl
         yield tuple(rank * size if axis == dimension else 0 for axis, size in enumerate(sizes)), sizes
 
 
+def read_rows(reader: Reader, tensor: GlobalTensor, start: int, stop: int) -> torch.Tensor:
+    """Rows `start:stop` of a Megatron tensor in the dtype of the Hugging Face files; padding, rows beyond, is zero."""
+    rows = torch.empty((stop - start, *tensor.shape[1:]), dtype=reader.tensors[tensor.sources[0].name].dtype)
+    rows[max(tensor.shape[0] - start, 0) :] = 0
+    for piece in pieces(tensor, start, stop):
+        reader.read_rows(piece.source.name, piece.start, rows[piece.target : piece.target + piece.count])
+    return rows
+
+
+def checked_cast(rows: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
+    """Weights in another dtype, or as they are.
+
+    Raises:
+        UserError: beginning with `name`: they hold NaN or infinity, or do not fit into `dtype`.
+    """
+    cast = rows.to(dtype)
+    if torch.isfinite(torch.stack(cast.aminmax())).all():  # a NaN is its tensor's minimum and maximum
+        return cast
+    if torch.isfinite(rows).all():
+        raise UserError(f"{name} is too large for {dtype}; convert to bfloat16 or float32")
+    raise UserError(f"{name} holds NaN or infinity; train or fetch the checkpoint again")
+
+
 def read_chunk(
     reader: Reader, tensor: GlobalTensor, start: tuple[int, ...], shape: tuple[int, ...], dtype: torch.dtype
 ) -> torch.Tensor:
@@ -122,28 +145,11 @@ def read_chunk(
     Raises:
         UserError: what was read holds NaN or infinity, or does not fit into `dtype`.
     """
-    width = tensor.shape[1:]  # rows are read whole, and cut where TP cuts columns
-    source = reader.tensors[tensor.sources[0].name]
-    rows = torch.empty((shape[0], *width), dtype=source.dtype)
-    rows[max(tensor.shape[0] - start[0], 0) :] = 0
-    for piece in pieces(tensor, start[0], start[0] + shape[0]):
-        reader.read_rows(piece.source.name, piece.start, rows[piece.target : piece.target + piece.count])
-    cast = rows.to(dtype)
-    check_finite(cast, rows, f"{source.path}: tensor {', '.join(source.name for source in tensor.sources)}")
-    return cast[:, start[1] : start[1] + shape[1]] if len(shape) > 1 else cast
-
-
-def check_finite(cast: torch.Tensor, stored: torch.Tensor, name: str) -> None:
-    """Refuse weights with NaN or infinity, `stored` in them or come by when they were `cast` to another dtype.
-
-    Raises:
-        UserError: beginning with `name`.
-    """
-    if torch.isfinite(torch.stack(cast.aminmax())).all():  # a NaN is its tensor's minimum and maximum
-        return
-    if torch.isfinite(stored).all():
-        raise UserError(f"{name} is too large for {cast.dtype}; convert to bfloat16 or float32")
-    raise UserError(f"{name} holds NaN or infinity; train or fetch the checkpoint again")
+    rows = read_rows(reader, tensor, start[0], start[0] + shape[0])
+    if len(shape) > 1:  # rows are read whole, and cut where TP cuts columns
+        rows = rows[:, start[1] : start[1] + shape[1]]
+    names = ", ".join(source.name for source in tensor.sources)
+    return checked_cast(rows, dtype, f"{reader.tensors[tensor.sources[0].name].path}: tensor {names}")
 
 
 def check_sources(model: Architecture, tensors: dict[str, TensorInfo], folder: Path) -> None:

@@ -22,7 +22,9 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQu
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 from qedmeg.config import CheckpointConfig
+from qedmeg.errors import UserError
 from qedmeg.model import checkpoint_folder
+from qedmeg.model.families import Architecture
 from qedmeg.model.weights import checkpoint_metadata
 from qedmeg.training.optimizer import Optimizer
 from qedmeg.training.policy import Policy
@@ -135,17 +137,30 @@ def load(folder: Path, state: TrainingState) -> int:
     """
     loaded = dist_checkpointing.load(_state_dict(state, 0, loading=True, folder=folder), str(folder))
     _take_over_weights(state.policy, loaded)
-    state.optimizer.load_state_dict(loaded["optimizer"])
+    step = int(loaded["step"])
+    state.optimizer.load_state_dict(loaded["optimizer"], step)
     state.scheduler.load_state_dict(loaded["scheduler"])
     state.loader.load_state_dict(loaded["loader"])
     if "random" in loaded:
         _set_random_state(loaded["random"])
-    return int(loaded["step"])
+    return step
 
 
-def load_weights(folder: Path, policy: Policy) -> None:
-    """Take over only the weights of a checkpoint, converted or trained."""
-    _take_over_weights(policy, dist_checkpointing.load(_model_state(policy), str(folder)))
+def require_same(folder: Path, model: Architecture, dtype: torch.dtype) -> None:
+    """Refuse to go on from the checkpoint of another model, or in another precision.
+
+    Raises:
+        UserError: naming the folder and the first field that differs.
+    """
+    found = checkpoint_folder.read_checkpoint_folder(folder)
+    then, now = asdict(found.model), asdict(model)
+    then["dtype"], now["dtype"] = found.info.dtype, str(dtype).removeprefix("torch.")
+    for field, value in now.items():
+        if then[field] != value:
+            raise UserError(
+                f"{folder}: the run's checkpoint is of another model: {field} {then[field]}, and now {value}; give "
+                "another run_dir to begin anew, or the settings that the run began with to go on"
+            )
 
 
 def _content_metadata() -> dict[str, Any]:

@@ -76,10 +76,23 @@ class Optimizer:
                 inner._init_optimizer_states_with_dummy_values()
         return self.megatron.sharded_state_dict(model_state, is_loading=loading, metadata=metadata)
 
-    def load_state_dict(self, state: Any) -> None:
-        """Take over what was read into `sharded_state_dict(loading=True)`."""
+    def load_state_dict(self, state: Any, step: int) -> None:
+        """Take over the moments and master weights that were read into `sharded_state_dict(loading=True)`, and Adam's
+        step. Settings stay this run's.
+
+        Megatron would also take over the parameter groups, which are others, or in another number, where experts were
+        spread over another number of ranks.
+        """
+        ours = self.megatron.state_dict()
+        chained = isinstance(ours, list)
+        whole = []
+        for number, inner in enumerate(ours if chained else [ours]):
+            for group in inner["optimizer"]["param_groups"]:
+                group["step"] = float(step) if isinstance(group.get("step"), float) else step
+            tensors = (state[number] if chained else state)["param_state"]
+            whole.append({**inner, "param_state": tensors, "param_state_sharding_type": "fully_reshardable"})
         with torch.no_grad():
-            self.megatron.load_state_dict(state)
+            self.megatron.load_state_dict(dict(enumerate(whole)) if chained else whole[0])
         for inner in self._inner():
             for moments in inner.optimizer.state.values():
                 if "step" in moments:
@@ -108,7 +121,9 @@ def build_scheduler(optimizer: Optimizer, config: OptimizerConfig, total_steps: 
         wd_incr_style="constant",
         wsd_decay_steps=decay_steps if config.schedule == "wsd" else None,
         lr_wsd_decay_style="linear" if config.schedule == "wsd" else None,
+        # Of a checkpoint's schedule only its step: a run may go on with another learning rate, or for longer.
         use_checkpoint_opt_param_scheduler=False,
+        override_opt_param_scheduler=True,
     )
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,10 +15,10 @@ from qedmeg.data.documents import load_documents
 from qedmeg.data.loader import Placement, TrainLoader, ValidationLoader, steps_of_epochs
 from qedmeg.data.tokenizer import load_tokenizer
 from qedmeg.errors import EXIT_REQUEUE, UserError
-from qedmeg.model import weights
+from qedmeg.model import build, weights
 from qedmeg.model.build import Compute
 from qedmeg.model.checkpoint_folder import read_checkpoint_folder
-from qedmeg.model.families import read_architecture
+from qedmeg.model.families import Architecture, read_architecture
 from qedmeg.monitor.metrics import MetricsLogger
 from qedmeg.parallel import Parallelism
 from qedmeg.settings import save_config
@@ -78,19 +79,23 @@ def train(config: SFTConfig) -> int:
     Raises:
         UserError: settings, data or checkpoint do not fit; before anything is trained.
     """
-    trainer_class = nemo.supervised_trainer()
     if config.model.megatron is not None:
         hf_files = read_checkpoint_folder(config.model.megatron).hf
     elif config.model.hf is not None:
         hf_files = config.model.hf
     model = read_architecture(hf_files)
     parallelism = Parallelism(**config.parallel.model_dump())
-    parallel.check(parallelism, model, int(os.environ.get("WORLD_SIZE", "1")))
-    if config.data.max_length > model.max_positions:
-        raise UserError(
-            f"data.max_length: {config.data.max_length} is longer than the model's context of {model.max_positions}; "
-            "lower it"
-        )
+    compute = Compute(
+        dtype=PRECISIONS[config.compute.precision],
+        transformer_engine=config.compute.transformer_engine,
+        fp8=config.compute.fp8,
+        recompute=config.compute.recompute,
+    )
+    _check(config, model, parallelism, compute)
+    found = checkpoint.latest(config.run_dir)
+    if found:
+        checkpoint.require_same(found[1], model, compute.dtype)
+    trainer_class = nemo.supervised_trainer()
     stop = _StopRequest()
     parallel.initialize(parallelism, config.seed)
     is_main = dist.get_rank() == 0
@@ -112,24 +117,14 @@ def train(config: SFTConfig) -> int:
     loader = TrainLoader(train_set, config.data, pad_id, steps, placement)
     validation = ValidationLoader(validation_set, config.data, pad_id, placement) if validation_set else None
 
-    compute = Compute(
-        dtype=PRECISIONS[config.compute.precision],
-        transformer_engine=config.compute.transformer_engine,
-        fp8=config.compute.fp8,
-        recompute=config.compute.recompute,
-    )
     policy = Policy(model, parallelism, compute, config.data.prompts_per_step)
     optimizer = Optimizer(policy.ddp, config.optimizer, compute.dtype)
     state = checkpoint.TrainingState(policy, optimizer, build_scheduler(optimizer, config.optimizer, steps), loader)
-    found = checkpoint.latest(config.run_dir)
     first_step = 0
     if found:
         first_step = checkpoint.load(found[1], state)
-    elif config.model.hf is not None:
-        weights.load_hf(policy.chunks, model, config.model.hf)
     else:
-        checkpoint.load_weights(config.model.megatron, policy)  # type: ignore[arg-type]
-    if not found:
+        parallel.same_error(partial(_load_weights, config, model, policy))
         optimizer.megatron.reload_model_params()
     if first_step >= steps:
         return 0
@@ -169,6 +164,40 @@ def train(config: SFTConfig) -> int:
     checkpointer.close()
     logger.finalize()
     return EXIT_REQUEUE if trainer.step < steps else 0
+
+
+def _check(config: SFTConfig, model: Architecture, parallelism: Parallelism, compute: Compute) -> None:
+    """Refuse settings that do not fit each other or the model, before anything costly is begun."""
+    parallel.check(parallelism, model, int(os.environ.get("WORLD_SIZE", "1")))
+    build.check(compute)
+    data, optimizer, save_every = config.data, config.optimizer, config.checkpoint.save_every
+    if data.max_length > model.max_positions:
+        raise UserError(
+            f"data.max_length: {data.max_length} is longer than the model's context of {model.max_positions}; lower it"
+        )
+    if data.tokens_per_microbatch % parallelism.batch_multiple():
+        raise UserError(
+            f"data.tokens_per_microbatch: {data.tokens_per_microbatch} is not a multiple of "
+            f"{parallelism.batch_multiple()}, as context and sequence parallelism cut it"
+        )
+    if optimizer.min_lr > optimizer.lr:
+        raise UserError(f"optimizer.min_lr: {optimizer.min_lr} is greater than optimizer.lr of {optimizer.lr}")
+    if config.validate_every and save_every % config.validate_every:
+        raise UserError(
+            f"validate_every: {config.validate_every} does not divide checkpoint.save_every of {save_every}, and "
+            "NeMo-Aligner validates before each checkpoint"
+        )
+
+
+def _load_weights(config: SFTConfig, model: Architecture, policy: Policy) -> None:
+    if config.model.hf is not None:
+        weights.load_hf(policy.chunks, model, config.model.hf)
+    elif config.model.megatron is not None:
+        weights.load_megatron(policy.chunks, config.model.megatron)
+        for chunk in policy.chunks:
+            for name, parameter in chunk.named_parameters():
+                if not torch.isfinite(parameter).all():
+                    raise UserError(f"{config.model.megatron}: tensor {name} holds NaN or infinity; train it again")
 
 
 def _announce(config: SFTConfig, model: Any, steps: int, first: int, documents: int, dp: int) -> None:

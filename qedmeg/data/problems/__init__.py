@@ -55,16 +55,41 @@ class Problem:
 
     @staticmethod
     def from_json(row: dict[str, Any]) -> "Problem":
-        """The problem of a row; columns it does not know are left alone. Raises `UserError` naming the field."""
+        """The problem of a row; columns it does not know are left alone.
+
+        Raises `UserError` naming the field when the row is no problem, or not the one that its family makes of its
+        parameters: the grader trusts them.
+        """
         try:
-            return _ADAPTER.validate_python(row)
+            problem = _ADAPTER.validate_python(row)
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"]) or "row"
-            raise UserError(f"not a problem: field '{field}': {first['msg']}; write rows with Problem.to_json") from None
+            raise UserError(
+                f"not a problem: field '{field}': {first['msg']}; write rows with Problem.to_json"
+            ) from None
+        made = make_problem(problem.family, problem.level, problem.parameters)
+        for field in ("id", "statement", "rubric"):
+            if getattr(problem, field) != getattr(made, field):
+                raise UserError(
+                    f"problem '{problem.id}': field '{field}' is not what family '{problem.family}' makes of its "
+                    "parameters; generate the problems anew"
+                )
+        return problem
 
 
 _ADAPTER = TypeAdapter(Problem)
+
+
+def make_problem(family: str, level: int, parameters: dict[str, int]) -> Problem:
+    """The problem with these parameters. Raises `UserError` when the family has none such at the level."""
+    _check_level(level)
+    key = tuple(parameters.items())
+    if not any(key in _pool(_named(family).name, level, split) for split in get_args(Split)):
+        raise UserError(
+            f"parameters {parameters}: family '{family}' has no such problem at level {level}; see `generate`"
+        )
+    return _made(family, level, parameters)
 
 
 def family_of(problem: Problem) -> Family:
@@ -74,36 +99,45 @@ def family_of(problem: Problem) -> Family:
 
 def _named(name: str) -> Family:
     if name not in FAMILIES:
-        raise UserError(f"problem family '{name}' is not known{near_miss(name, FAMILIES)}; known: {', '.join(FAMILIES)}")
+        raise UserError(
+            f"problem family '{name}' is not known{near_miss(name, FAMILIES)}; known: {', '.join(FAMILIES)}"
+        )
     return FAMILIES[name]
+
+
+def _check_level(level: int) -> None:
+    if level not in LEVELS:
+        raise UserError(f"level {level} is not known; known: {', '.join(map(str, LEVELS))}")
 
 
 def generate(
     split: Split, count: int, seed: int, families: Sequence[str] | None = None, levels: Sequence[int] | None = None
 ) -> list[Problem]:
-    """`count` different problems of one split in random order, the families (default: all) and levels (default: 1, the
-    easy one) in equal parts as far as they divide.
+    """`count` different problems of one split in random order.
 
-    Raises `UserError` for an unknown split, family or level, and when there are not that many problems.
+    The families (default: all) and levels (default: 1, the easy one) have equal parts; one that has no more problems
+    leaves its part to the others. Raises `UserError` for an unknown split, family or level, and when all of them
+    together do not have that many problems.
     """
     if split not in get_args(Split):
         raise UserError(f"split '{split}' is not known; known: {', '.join(get_args(Split))}")
     for level in levels or ():
-        if level not in LEVELS:
-            raise UserError(f"level {level} is not known; known: {', '.join(map(str, LEVELS))}")
-    kinds = [(_named(name), level) for name in families or FAMILIES for level in levels or LEVELS[:1]]
+        _check_level(level)
     rng = random.Random(seed)
+    kinds = [(_named(name).name, level) for name in families or FAMILIES for level in levels or LEVELS[:1]]
     rng.shuffle(kinds)
+    kinds.sort(key=lambda kind: len(_pool(*kind, split)))  # the smallest first: what they lack goes to the larger ones
+    there_are = sum(len(_pool(*kind, split)) for kind in kinds)
+    if count > there_are:
+        raise UserError(
+            f"count {count}: there are {there_are} {split} problems of these families and levels; ask for fewer or for "
+            "more families or levels"
+        )
     chosen: list[Problem] = []
     for i, (family, level) in enumerate(kinds):
-        share = count // len(kinds) + (i < count % len(kinds))
-        pool = _pool(family.name, level, split)
-        if share > len(pool):
-            raise UserError(
-                f"count {count}: family '{family.name}' has {len(pool)} {split} problems at level {level}, {share} were "
-                "asked for; ask for fewer, or for more families or levels"
-            )
-        chosen += [_problem(family, level, dict(parameters)) for parameters in rng.sample(pool, share)]
+        pool = _pool(family, level, split)
+        share = min(len(pool), (count - len(chosen)) // (len(kinds) - i))
+        chosen += [_made(family, level, dict(parameters)) for parameters in rng.sample(pool, share)]
     rng.shuffle(chosen)
     return chosen
 
@@ -125,11 +159,12 @@ def _identity(name: str, parameters: tuple[tuple[str, int], ...]) -> str:
     return name + "".join(f".{key}{number}" for key, number in parameters)
 
 
-def _problem(family: Family, level: int, parameters: dict[str, int]) -> Problem:
+def _made(name: str, level: int, parameters: dict[str, int]) -> Problem:
+    family = FAMILIES[name]
     steps = family.solution(*family.letters, **parameters).steps
     return Problem(
-        id=_identity(family.name, tuple(parameters.items())),
-        family=family.name,
+        id=_identity(name, tuple(parameters.items())),
+        family=name,
         level=level,
         statement=family.statement(**parameters),
         rubric=Rubric(tuple(RubricItem(step.name, step.points, step.text) for step in steps)),

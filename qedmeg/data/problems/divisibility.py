@@ -1,10 +1,10 @@
-"""Divisibility by factoring: (an + b)^2 - c by a, and the difference of two squares (an + b)^2 - (an + c)^2 by b - c."""
+"""Divisibility by factoring: (an + b)^2 - c by a, and a difference of two squares by that of their bases."""
 
 from collections.abc import Iterator
 
 from qedmeg.data.problems.family import Family, Solution, polynomial
-from qedmeg.grading.algebra import expanded, multiple_of, splits_off
 from qedmeg.grading.claims import Subject
+from qedmeg.grading.forms import expanded, multiple_of, splits_off
 from qedmeg.grading.steps import identity_step, number_step, word_step
 from qedmeg.grading.wording import divisible
 
@@ -12,12 +12,12 @@ VALUE = "value|it|expression|number"
 
 
 def square_parameters(level: int) -> Iterator[dict[str, int]]:
-    """(a n + b)^2 - c with c = b^2 - a t."""
-    a_most, b_most, t_most = {1: (9, 9, 9), 2: (12, 15, 12), 3: (19, 19, 15)}[level]
+    """(a n + b)^2 - c with c = b^2 - a t; a is neither b nor t, so that no step is said twice."""
+    a_most, b_most, t_most = {1: (9, 12, 12), 2: (15, 15, 15), 3: (19, 19, 15)}[level]
     for a in range(2, a_most + 1):
         for b in range(1, b_most + 1):
             for t in range(1, t_most + 1):
-                if a != b and b * b > a * t:
+                if a not in (b, t) and b * b > a * t:
                     yield {"a": a, "b": b, "c": b * b - a * t}
 
 
@@ -94,4 +94,6 @@ def difference_solution(n: str, *, a: int, b: int, c: int) -> Solution:
 
 
 DIVISIBILITY = Family("divisibility", ("n",), square_parameters, square_statement, square_sentences, square_solution)
-DIFFERENCES = Family("differences", ("n",), difference_parameters, difference_statement, difference_sentences, difference_solution)
+DIFFERENCES = Family(
+    "differences", ("n",), difference_parameters, difference_statement, difference_sentences, difference_solution
+)

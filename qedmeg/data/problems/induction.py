@@ -4,11 +4,11 @@ import re
 from collections.abc import Iterator
 
 from qedmeg.data.problems.family import Family, Solution, polynomial
-from qedmeg.grading.algebra import either, expanded, has_factor, splits_off
 from qedmeg.grading.claims import Reading, Subject
+from qedmeg.grading.forms import either, expanded, has_factor, splits_off
 from qedmeg.grading.reading import Sentence
 from qedmeg.grading.steps import Finding, Step, identity_step, number_step, word_step
-from qedmeg.grading.wording import firmly, is_named
+from qedmeg.grading.wording import firmly, is_named, says_what
 
 _HOLDS = re.compile(r"\b(?:holds?|true|valid|follows|proved|proven|claim|formula|statement)\b")
 _FOR_ALL = re.compile(r"\b(?:induction|every|all)\b")
@@ -16,7 +16,7 @@ _FOR_ALL = re.compile(r"\b(?:induction|every|all)\b")
 
 def parameters(level: int) -> Iterator[dict[str, int]]:
     """Twice the sum of a i + b for i = 1 to n is n (a n + a + 2 b)."""
-    a_most, b_most = {1: (9, 50), 2: (25, 50), 3: (40, 80)}[level]
+    a_most, b_most = {1: (9, 40), 2: (25, 50), 3: (40, 80)}[level]
     for a in range(2, a_most + 1):
         for b in range(1, b_most + 1):
             yield {"a": a, "b": b}
@@ -56,8 +56,13 @@ def solution(n: str, k: str, *, a: int, b: int) -> Solution:
         plain = [(i, t) for i, t in enumerate(reading.sentences) if not t.goal and _HOLDS.search(t.skeleton)]
         steps = [i for i, t in plain if firmly(t) and any(is_named(m, f"{k} + 1") for m in t.formulas)]
         for_all = [i for i, t in plain if firmly(t) and _FOR_ALL.search(t.skeleton)]
-        denied = any(firmly(t) is False for _, t in plain)
-        return Finding(max(steps[-1], for_all[-1]) if steps and for_all else None, "denied" if denied else "")
+        numbers = [m for _, t in plain for m in t.formulas if says_what(m, n)]
+        wrong = any(firmly(t) is False for _, t in plain) or any(
+            m.terms[-1].letters and not is_named(m, k) and not is_named(m, f"{k} + 1") for m in numbers
+        )
+        return Finding(
+            max(steps[-1], for_all[-1]) if steps and for_all else None, "another conclusion" if wrong else ""
+        )
 
     steps = (
         number_step("base sum", 1, "Computes the sum for the first number.", f"{a} + {b}"),
@@ -65,11 +70,28 @@ def solution(n: str, k: str, *, a: int, b: int) -> Solution:
         word_step("hypothesis", 1, "States the induction hypothesis.", assumes),
         identity_step("next term", 1, "Simplifies the term that is added.", f"{a}({k} + 1) + {b}", expanded),
         identity_step(
-            "new sum", 1, "Adds the term to the sum that was assumed, and expands.",
-            whole_or_half, either(splits_off(assumed), splits_off(f"{assumed}/2")),
+            "new sum",
+            1,
+            "Adds the term to the sum that was assumed, and expands.",
+            whole_or_half,
+            either(splits_off(assumed), splits_off(f"{assumed}/2")),
+            products=False,
         ),
-        identity_step("factoring", 1, "Factors the new sum as the formula has it.", whole_or_half, has_factor(f"{k} + 1")),
-        Step("conclusion", 1, "Concludes for the next number, and so for every one.", concludes, ("base formula", "factoring")),
+        identity_step(
+            "factoring",
+            1,
+            "Factors the sum as the formula has it.",
+            whole_or_half,
+            has_factor(f"{k} + 1"),
+            products=True,
+        ),
+        Step(
+            "conclusion",
+            1,
+            "Concludes for the next number, and so for every one.",
+            concludes,
+            ("base formula", "factoring"),
+        ),
     )
     subjects = (
         Subject("twice new sum", twice),

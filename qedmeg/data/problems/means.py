@@ -5,20 +5,20 @@ import re
 from collections.abc import Iterator
 
 from qedmeg.data.problems.family import Family, Solution, polynomial
-from qedmeg.grading.algebra import has_root
 from qedmeg.grading.claims import Subject
+from qedmeg.grading.forms import has_root
 from qedmeg.grading.reading import Sentence
 from qedmeg.grading.steps import bound_step, number_step, order_step, word_step
 from qedmeg.grading.wording import compares, firmly
 
 
 def parameters(level: int) -> Iterator[dict[str, int]]:
-    """a x + b/x >= c with a b = s^2 and c at most 2 s; a = g u^2 and b = g v^2."""
-    most, slack = {1: (50, 9), 2: (100, 15), 3: (200, 20)}[level]
+    """a x + b/x >= c with a b = s^2 and c at most 2 s."""
+    most, root_most, slack = {1: (50, 31, 9), 2: (100, 60, 15), 3: (200, 120, 20)}[level]
     for a in range(1, most + 1):
         for b in range(1, most + 1):
             s = math.isqrt(a * b)
-            if a != b and s * s == a * b and s <= most:
+            if a != b and s * s == a * b and 2 < s <= root_most:
                 yield from ({"a": a, "b": b, "c": 2 * s - d} for d in range(min(slack, 2 * s - 1) + 1))
 
 
@@ -57,8 +57,14 @@ def solution(x: str, *, a: int, b: int, c: int) -> Solution:
         number_step("doubling", 1, "Doubles the root.", f"2 * {s}"),
         order_step("comparison", 1, "Compares the bound with the one that was asked for.", 2 * s, ">=", c),
         bound_step(
-            "conclusion", 1, "Concludes the bound that was asked for.", f, (">=", c),
-            allowed=((">=", 2 * s),), form=lambda node: not has_root(node), rests_on=("means", "comparison"),
+            "conclusion",
+            1,
+            "Concludes the bound that was asked for.",
+            f,
+            (">=", c),
+            allowed=((">=", 2 * s),),
+            form=lambda node: not has_root(node),
+            rests_on=("means", "comparison"),
         ),
     )
     return Solution(steps, (Subject("value|it|expression|left side|sum", f),))

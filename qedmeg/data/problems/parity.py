@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from qedmeg.data.problems.family import Family, Solution, added, polynomial
-from qedmeg.grading.algebra import expanded, multiple_of
 from qedmeg.grading.claims import Subject
+from qedmeg.grading.forms import expanded, multiple_of
 from qedmeg.grading.reading import Sentence
 from qedmeg.grading.steps import identity_step, number_step, word_step
 from qedmeg.grading.wording import firmly, is_named, names_case
@@ -44,7 +44,7 @@ def solution(n: str, k: str, *, a: int, b: int, c: int) -> Solution:
     odd = polynomial(k, 4 * a, 4 * a + 2 * b, a + b + c)
 
     def says(sentence: Sentence) -> bool | None:
-        what = sentence.argument(r"# (?:is|are) (?:\w+ ){0,2}(?:even|odd)\b")
+        what = sentence.argument(r"(#) (?:is|are) (?:\w+ ){0,2}(?:even|odd)\b")
         if names_case(sentence, n) or (what is not None and not is_named(what, f)):
             return None
         words = set(sentence.skeleton.split())
@@ -53,22 +53,43 @@ def solution(n: str, k: str, *, a: int, b: int, c: int) -> Solution:
     return Solution(
         (
             number_step(
-                "coefficients", 1, "Computes four times the first coefficient and twice the second.",
-                f"4 * {a}", f"2 * {abs(b)}",
+                "coefficients",
+                1,
+                "Computes four times the first coefficient and twice the second.",
+                f"4 * {a}",
+                f"2 * {abs(b)}",
             ),
             identity_step(
-                "even case", 1, "Treats n = 2k: the value there, expanded, and written as twice an integer.",
-                even, multiple_of(2), case=f"2{k}",
+                "even case",
+                1,
+                "Treats n = 2k: the value there, expanded, and written as twice an integer.",
+                even,
+                multiple_of(2),
+                case=f"2{k}",
             ),
-            number_step("linear term", 1, "Adds the two contributions to the linear term of the odd case.", added(4 * a, 2 * b)),
-            number_step("constant term", 1, "Adds the three contributions to the constant of the odd case.", added(a, b, c)),
-            identity_step(
-                "odd case", 1, "Treats n = 2k + 1: the value there, expanded.",
-                odd, expanded, case=f"2{k} + 1", other=multiple_of(2),
+            number_step(
+                "linear term", 1, "Adds the two contributions to the linear term of the odd case.", added(4 * a, 2 * b)
+            ),
+            number_step(
+                "constant term", 1, "Adds the three contributions to the constant of the odd case.", added(a, b, c)
             ),
             identity_step(
-                "odd case halved", 1, "Writes the value for n = 2k + 1 as twice an integer.",
-                odd, multiple_of(2), case=f"2{k} + 1",
+                "odd case",
+                1,
+                "Treats n = 2k + 1: the value there, expanded.",
+                odd,
+                expanded,
+                case=f"2{k} + 1",
+                products=False,
+            ),
+            identity_step(
+                "odd case halved",
+                1,
+                "Writes the value for n = 2k + 1 as twice an integer.",
+                odd,
+                multiple_of(2),
+                case=f"2{k} + 1",
+                products=True,
             ),
             word_step(
                 "conclusion", 1, "Concludes for every n from both cases.", says, ("even case", "odd case halved")

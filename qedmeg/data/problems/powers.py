@@ -10,13 +10,13 @@ from qedmeg.grading.wording import firmly, is_named, number
 
 def parameters(level: int) -> Iterator[dict[str, int]]:
     """a^4 modulo m; remainders that would repeat a step are left out."""
-    a_most, m_most = {1: (120, 13), 2: (400, 13), 3: (400, 19)}[level]
+    a_most, m_most = {1: (99, 11), 2: (300, 13), 3: (400, 19)}[level]
     for m in range(5, m_most + 1):
         for a in range(m + 1, a_most + 1):
-            remainders = [a % m, a * a % m, a**4 % m]
-            if not {0, 1} & set(remainders[:2]) and remainders[0] != remainders[1] and remainders[2] != 0:
-                if len({division(x, m) for x in (a, remainders[0] ** 2, remainders[1] ** 2)}) == 3:
-                    yield {"a": a, "m": m}
+            r, s, t = a % m, a * a % m, a**4 % m
+            divisions = {division(x, m) for x in (a, r * r, s * s)}
+            if r > 1 and s > 1 and r != s and t and len(divisions) == 3:
+                yield {"a": a, "m": m}
 
 
 def division(number: int, m: int) -> str:
@@ -45,10 +45,10 @@ def solution(*, a: int, m: int) -> Solution:
     r, s, t = a % m, a * a % m, a**4 % m
 
     def says(sentence: Sentence) -> bool | None:
-        what = sentence.argument(r"# leaves remainder")
+        what = sentence.argument(r"(#) leaves remainder")
         if what is not None and not is_named(what, f"{a}^4"):
             return None
-        remainder = sentence.argument(r"remainder (?:of # )?(?:\w+ )?#$|remainder (?:\w+ )?#(?= when divided)")
+        remainder = sentence.argument(r"remainder (?:of # )?(?:\w+ )?(#)(?:$| when divided)")
         if remainder is None:
             return None
         return firmly(sentence) if number(remainder) == t else False

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterator
 
 from qedmeg.data.problems.family import Family, Solution, polynomial
-from qedmeg.grading.algebra import shape, value
+from qedmeg.grading.algebra import value
 from qedmeg.grading.claims import Claim, Reading, Subject
+from qedmeg.grading.forms import shape
 from qedmeg.grading.formula import parse
 from qedmeg.grading.steps import Finding, Step, congruence_step, word_step
 from qedmeg.grading.wording import divisible, literal, names_case
@@ -45,12 +46,20 @@ def solution(n: str, *, m: int, b: int, c: int) -> Solution:
     else:  # with five cases the two share a point
         reductions = [congruence_step("coefficients", 1, "Reduces the coefficients.", m, str(b), str(c))]
     cases = [
-        Step(f"remainder {r}", 1, f"Treats the remainder {r}: the value there and its remainder.", _case(n, r, r * r + b * r + c, m))
+        Step(
+            f"remainder {r}",
+            1,
+            f"Treats the remainder {r}: the value there and its remainder.",
+            _case(n, r, r * r + b * r + c, m),
+        )
         for r in range(m)
     ]
     conclusion = word_step(
-        "conclusion", 1, "Concludes from all the remainders.",
-        divisible(m, f, n, never=True), tuple(case.name for case in cases),
+        "conclusion",
+        1,
+        "Concludes from all the remainders.",
+        divisible(m, f, n, never=True),
+        tuple(case.name for case in cases),
     )
     return Solution((*reductions, *cases, conclusion), (Subject("value|it|expression|number", f, modulus=m),))
 

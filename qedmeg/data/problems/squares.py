@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator
 
 from qedmeg.data.problems.family import Family, Solution, polynomial
-from qedmeg.grading.algebra import expanded, is_square, square_plus
 from qedmeg.grading.claims import ORDER, Subject
+from qedmeg.grading.forms import expanded, is_square, square_plus_number
 from qedmeg.grading.reading import Sentence
 from qedmeg.grading.steps import bound_step, identity_step, number_step, word_step
 from qedmeg.grading.wording import compares, firmly, literal, stands_for
@@ -48,13 +48,15 @@ def solution(x: str, *, p: int, c: int) -> Solution:
         return None
 
     def says(sentence: Sentence) -> bool | None:
-        stated = re.search(r"\b(?:claim|statement|result|inequality|done|proved|proven|qed)\b", sentence.skeleton)
+        words = r"\b(?:claim|statement|result|inequality|done|proved|proven|qed)\b"
+        stated = re.search(words, sentence.skeleton) is not None
         for mention in sentence.formulas:
-            if mention.chain.relations[-1:] and mention.chain.relations[-1] in ORDER:
-                of_value = mention.chain.opened or stands_for(mention.terms[0], f)
-                if not (compares(mention, ">", 0) and (of_value or literal(mention.terms[0].node) == c)):
-                    return None
-                stated = stated or of_value
+            if not {*mention.chain.relations} & {*ORDER}:
+                continue
+            if mention.chain.opened or stands_for(mention.terms[0], f):
+                stated = stated or compares(mention, ">", 0)  # other bounds are the business of the step before
+            elif not (compares(mention, ">", 0) and literal(mention.terms[0].node) == c):
+                return None
         return firmly(sentence) if stated else None
 
     steps = (
@@ -62,10 +64,15 @@ def solution(x: str, *, p: int, c: int) -> Solution:
         number_step("square of the half", 1, "Squares that half.", f"{half}^2"),
         identity_step("expansion", 1, "Expands the square of the letter plus that half.", f"({base})^2", expanded),
         number_step("rest", 1, "Computes what is left of the constant.", f"{p * p + c} - {p * p}"),
-        identity_step("completed square", 1, "Writes the value as a square plus a number.", f, square_plus(base, c)),
+        identity_step("completed square", 1, "Writes the value as a square plus a number.", f, square_plus_number),
         bound_step(
-            "lower bound", 1, "Bounds the value from below, with the reason.", f, (">=", c),
-            allowed=((">", 0), (">=", 0)), reason=reason,
+            "lower bound",
+            1,
+            "Bounds the value from below, with the reason.",
+            f,
+            (">=", c),
+            allowed=((">", 0), (">=", 0)),
+            reason=reason,
         ),
         word_step("conclusion", 1, "Concludes from the sign of the bound.", says, ("completed square", "lower bound")),
     )
