@@ -1,8 +1,11 @@
 """A small fine-tuning run for tests: model folder, rows, settings, and how two checkpoints differ."""
 
+import contextlib
+import io
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -56,15 +59,18 @@ def train(config_file: Path, settings: list[str], stop_at: int | None = None) ->
     return sft.train(config)
 
 
-def refusal(config_file: Path, settings: list[str]) -> str:
-    """The message of the `UserError` that `train` ends with."""
-    from qedmeg.errors import UserError
+def command(config_file: Path, settings: list[str]) -> tuple[int, str]:
+    """Exit status and stderr of recipes/sft.py; runs on each rank of a pool, which has everything imported."""
+    from qedmeg.errors import run_command
+    from recipes import sft
 
-    try:
-        status = train(config_file, settings)
-    except UserError as error:
-        return str(error)
-    raise AssertionError(f"trained, with status {status}")
+    sys.argv = ["recipes/sft.py", "--config", str(config_file), *settings]
+    with contextlib.redirect_stderr(io.StringIO()) as text:
+        try:
+            run_command(sft.main)
+        except SystemExit as end:
+            return int(end.code or 0), text.getvalue()
+    raise AssertionError("run_command did not end the process")
 
 
 def _stop(metrics: Path, steps: int) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from qedmeg.data.problems import FAMILIES, Problem, count_problems, generate
+from qedmeg.data.problems import generate
 from qedmeg.demo import base_model
 from qedmeg.demo.report import write_report
 from qedmeg.monitor.metrics import read_metrics
@@ -23,10 +22,10 @@ ROOT = Path(__file__).parent.parent.parent
 SFT_CONFIG = "recipes/configs/sft_demo.yaml"
 HELD_OUT = 108
 SAMPLES = 4
-TEACHER_PROOFS = 20_000
-INCOMPLETE = 0.5
+TEACHER_PROOFS = 24_000
+INCOMPLETE = 0.35
 """Share of the teacher proofs that lack sentences, as published teacher data holds incomplete proofs."""
-PROBLEMS_PER_FAMILY = 400
+PROBLEMS = 3200
 SEED = 0
 
 
@@ -85,18 +84,8 @@ def _command(*arguments: object, threads: int = 1) -> None:
         raise StageFailedError(f"status {status} from: {' '.join(words[1:])}")
 
 
-def _problems() -> list[Problem]:
-    """Training problems: as many of each family as the smallest has room for, and more of the larger ones."""
-    problems = []
-    for family in FAMILIES:
-        count = min(PROBLEMS_PER_FAMILY, count_problems("train", family))
-        problems += generate("train", count, SEED, families=[family])
-    random.Random(SEED).shuffle(problems)
-    return problems
-
-
 def _make_base(folder: Path) -> dict[str, Any]:
-    problems = _problems()
+    problems = generate("train", PROBLEMS, SEED)
     parameters = base_model.make_base_model(folder / "base", problems, SEED)
     teacher_proofs = folder / "teacher_proofs.jsonl"
     base_model.write_teacher_proofs(teacher_proofs, problems, TEACHER_PROOFS, INCOMPLETE, SEED)

@@ -57,11 +57,10 @@ class Claim:
 
 @dataclass(frozen=True)
 class Reading:
-    """A proof in the terms of one problem. `letters` are the names the proof uses for the problem's letters."""
+    """A proof in the terms of one problem."""
 
     sentences: tuple[Sentence, ...]
     claims: tuple[Claim, ...]
-    letters: tuple[str, ...]
 
 
 def interpret(
@@ -72,7 +71,7 @@ def interpret(
     claims = [
         claim for i, sentence in enumerate(sentences) if not sentence.goal for claim in interpreter.claims(i, sentence)
     ]
-    return Reading(sentences, tuple(claims), letters)
+    return Reading(sentences, tuple(claims))
 
 
 class _Interpreter:

@@ -30,7 +30,7 @@ class Optimizer:
                 adam_beta1=config.beta1,
                 adam_beta2=config.beta2,
                 adam_eps=config.eps,
-                clip_grad=config.clip_grad,
+                clip_grad=config.clip_grad or math.inf,  # at 0 it would not compute the norm either
                 bf16=dtype == torch.bfloat16,
                 params_dtype=dtype,
                 use_distributed_optimizer=True,
@@ -40,6 +40,8 @@ class Optimizer:
         self.grad_norm = 0.0
         for inner in self._inner():
             for group in inner.optimizer.param_groups:
+                # Megatron leaves it to the scheduler to spare norms and biases; without one, they would decay too.
+                group["weight_decay"] = config.weight_decay * group["wd_mult"]
                 if "fused" in group:  # torch's AdamW: one pass over memory instead of a dozen
                     group["fused"], group["foreach"] = True, False
 
@@ -59,9 +61,8 @@ class Optimizer:
         Raises:
             TrainingDivergedError: the gradient norm is NaN or infinite.
         """
-        norm = self.megatron.get_grad_norm() if self.megatron.config.clip_grad <= 0 else None
-        updated, clipped_norm, _ = self.megatron.step()
-        self.grad_norm = float(norm if norm is not None else clipped_norm)
+        updated, norm, _ = self.megatron.step()
+        self.grad_norm = float(norm)
         if not updated or not math.isfinite(self.grad_norm):
             raise TrainingDivergedError(
                 f"gradient norm is {self.grad_norm}: training has diverged; resume with a lower optimizer.lr or a "

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qedmeg.errors import EXIT_REQUEUE
+from qedmeg.errors import EXIT_REQUEUE, EXIT_USER_ERROR
 from qedmeg.monitor.metrics import read_metrics
 from tests import sft_runs
 
@@ -138,9 +138,9 @@ def test_weights_of_a_training_checkpoint(ranks, config_file, straight, tmp_path
     _train(ranks, 1, config_file, tmp_path, settings)
     trained = sft_runs.tensors(_checkpoint(tmp_path, 2))
     assert all(torch.isfinite(tensor).all() for tensor in trained.values())
-    first, second = _losses(tmp_path).items()
-    assert first[0] == 0
-    assert first[1] < 0.97 * _losses(whole)[0]  # the documents are those of step 0, the weights are not
+    losses = _losses(tmp_path)
+    assert losses.keys() == {0, 1}
+    assert losses[0] < 0.97 * _losses(whole)[0]  # the documents are those of step 0, the weights are not
 
 
 def test_which_checkpoints_are_kept(ranks, config_file, tmp_path):
@@ -167,10 +167,12 @@ def test_settings_may_change_between_stop_and_resume(ranks, config_file, straigh
 def test_checkpoint_of_another_model_is_refused(ranks, config_file, straight, tmp_path):
     whole = straight(config_file, [], 1)
     other = sft_runs.write_inputs(tmp_path, num_hidden_layers=3)
-    newest = f"{_checkpoint(whole, 12)}: the run's checkpoint is of another model: "
-    (message,) = ranks(sft_runs.refusal, 1, other, [f"run_dir={whole}"])
+    newest = f"error: {_checkpoint(whole, 12)}: the run's checkpoint is of another model: "
+    ((status, message),) = ranks(sft_runs.command, 1, other, [f"run_dir={whole}"])
+    assert status == EXIT_USER_ERROR
     assert message.startswith(newest + "layers 4, and now 3; ")
-    (message,) = ranks(sft_runs.refusal, 1, config_file, [f"run_dir={whole}", *BF16])
+    ((status, message),) = ranks(sft_runs.command, 1, config_file, [f"run_dir={whole}", *BF16])
+    assert status == EXIT_USER_ERROR
     assert message.startswith(newest + "dtype float32, and now bfloat16; ")
 
 
@@ -180,7 +182,8 @@ def test_nan_on_one_rank_stops_all_with_its_message(ranks, tmp_path):
     weights = load_file(path)
     weights["model.layers.3.mlp.up_proj.weight"][-1, -1] = torch.nan  # held by the last stage alone
     save_file(weights, path, metadata={"format": "pt"})
-    messages = ranks(sft_runs.refusal, 2, config_file, ["parallel.pp=2"])
-    assert messages[0] == messages[1]
-    assert "model.layers.3.mlp.up_proj.weight holds NaN or infinity" in messages[0]
+    (status, message), (other_status, other_message) = ranks(sft_runs.command, 2, config_file, ["parallel.pp=2"])
+    assert status == other_status == EXIT_USER_ERROR
+    assert "model.layers.3.mlp.up_proj.weight holds NaN or infinity" in message.splitlines()[-1]
+    assert "error: " not in other_message  # once a machine
     assert not (tmp_path / "run").exists()

@@ -140,6 +140,12 @@ def test_lines_do_not_multiply_each_other() -> None:
     ]
 
 
+def test_an_empty_line_ends_a_sentence() -> None:
+    sentences = read("So the gcd is 1\n \nBy induction it holds.\nFor every n")
+    assert sentences is not None
+    assert [sentence.skeleton for sentence in sentences] == ["gcd is #", "by induction it holds", "for every #"]
+
+
 def test_a_formula_that_breaks_off_is_broken() -> None:
     sentences = read("So 4k^2 + + 2 = 6 and 3 + 4 = 7 *.")
     assert sentences is not None

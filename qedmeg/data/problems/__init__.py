@@ -194,8 +194,3 @@ def demonstration(problem: Problem, rng: random.Random, *, incomplete: float = 0
 
 def _sentences(problem: Problem) -> list[str]:
     return list(family_of(problem).sentences(**problem.parameters))
-
-
-def count_problems(split: Split, family: str, level: int = 1) -> int:
-    """How many problems of a family there are in a split at a level. Raises `UserError` for an unknown family."""
-    return len(_pool(_named(family).name, level, split))
