@@ -3,10 +3,12 @@
 import difflib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 
 EXIT_DIFFERS = 1  # the command worked and found what should be equal to differ
 EXIT_USER_ERROR = 2  # bad input; nothing was begun
+SECONDS_FOR_RANK_0 = 3.0
 EXIT_REQUEUE = 75  # stopped by SIGTERM after a save (EX_TEMPFAIL): the same command goes on from there
 
 
@@ -28,8 +30,11 @@ def run_command(main: Callable[[], int]) -> None:
     try:
         status = main()
     except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # under torchrun: once a machine, not once a rank
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        rank = os.environ.get("LOCAL_RANK", "0")
+        if rank != "0":
+            # Under torchrun: mostly rank 0 has the same error, and torchrun ends this rank when rank 0 has told it.
+            time.sleep(SECONDS_FOR_RANK_0)
+        print(f"error: {error}" if rank == "0" else f"error on rank {rank}: {error}", file=sys.stderr, flush=True)
         status = EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)

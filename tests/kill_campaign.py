@@ -28,7 +28,7 @@ from qedmeg.monitor.metrics import read_metrics  # noqa: E402
 from tests import sft_runs  # noqa: E402
 
 RESULT = Path(__file__).with_suffix(".json")
-STEPS_PER_KILL = 6
+STEPS_PER_KILL = 8
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def main() -> int:
     steps = STEPS_PER_KILL * (arguments.kills + 1)
     with tempfile.TemporaryDirectory(prefix="kill-campaign-") as name:
         config_file = sft_runs.write_inputs(Path(name))
-        settings = [f"max_steps={steps}", "checkpoint.save_every=2", "checkpoint.keep_last=2", *arguments.settings]
+        settings = [f"max_steps={steps}", "checkpoint.save_every=4", "checkpoint.keep_last=2", *arguments.settings]
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={arguments.ranks}"]
         command += ["recipes/sft.py", "--config", str(config_file), *settings]
         left_alone, disturbed = Path(name) / "left-alone", Path(name) / "disturbed"
@@ -113,17 +113,17 @@ def _campaign(command: list[str], run_dir: Path, kills: int, moments: random.Ran
 
 
 def _wait_for_moment(process: "subprocess.Popen[bytes]", run_dir: Path, moments: random.Random) -> None:
-    """Until some steps more are done and, one time in two, a checkpoint is being written, and a little longer."""
+    """Until some steps more are done, and a checkpoint is being written (one time in two) or is not, and a little
+    longer."""
     target, saving = _steps(run_dir) + moments.randint(1, STEPS_PER_KILL), moments.random() < 0.5
-    # the steps since the newest checkpoint are done again, and logged again
-    forgotten = time.time()
+    started = time.time()  # the log may hold steps of the attempt before
     while process.poll() is None:
-        fresh = (run_dir / "metrics.jsonl").exists() and (run_dir / "metrics.jsonl").stat().st_mtime > forgotten
+        fresh = (run_dir / "metrics.jsonl").exists() and (run_dir / "metrics.jsonl").stat().st_mtime > started
         writing = any((run_dir / "checkpoints").glob("*.partial/*.distcp"))
-        if fresh and _steps(run_dir) >= target and (writing or not saving):
+        if fresh and _steps(run_dir) >= target and writing == saving:
             break
         time.sleep(0.005)
-    time.sleep(moments.uniform(0.0, 0.1))
+    time.sleep(moments.uniform(0.0, 0.05))
 
 
 @contextlib.contextmanager

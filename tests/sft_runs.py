@@ -1,6 +1,7 @@
 """A small fine-tuning run for tests: model folder, rows, settings, and how two checkpoints differ."""
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -88,6 +89,18 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
             reader.read_rows(key, 0, target)
             found[key] = target
     return found
+
+
+def random_state(folder: Path) -> str:
+    """A digest of this rank's random states in a checkpoint; runs on each rank of a pool."""
+    import torch.distributed as dist
+    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.mapping import ShardedObject
+
+    asked = ShardedObject("random", None, (dist.get_world_size(),), (dist.get_rank(),), replica_id=0)
+    state = dist_checkpointing.load({"random": asked}, str(folder))["random"]
+    numbers = [state["python"][1], state["numpy"][1].tolist(), state["torch"].tolist(), state["device"].tolist()]
+    return hashlib.sha256(repr(numbers).encode()).hexdigest()
 
 
 def differing(one: Path, other: Path) -> list[str]:

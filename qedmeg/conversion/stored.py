@@ -12,7 +12,7 @@ from qedmeg.model.checkpoint_folder import Checkpoint
 from qedmeg.model.safetensors_file import Reader
 from qedmeg.model.weights import GlobalTensor
 
-BLOCK_BYTES = 8 << 20  # what conversion holds of a tensor at a time; larger blocks were no faster
+BLOCK_BYTES = 2 << 20  # what conversion holds of a tensor at a time; from 4 MB on, malloc asks for new pages each time
 
 
 class HuggingFaceModel:

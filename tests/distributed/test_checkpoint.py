@@ -77,6 +77,8 @@ def test_resume_is_exact_at_the_same_topology(ranks, config_file, straight, tmp_
     _train(ranks, world_size, config_file, tmp_path, [*settings, *change])
     assert sft_runs.differing(_checkpoint(tmp_path, 12), _checkpoint(whole, 12)) == []
     assert _losses(tmp_path) == {step: loss for step, loss in _losses(whole).items() if step >= 6}
+    ours, theirs = (ranks(sft_runs.random_state, world_size, _checkpoint(run, 12)) for run in (tmp_path, whole))
+    assert ours == theirs
 
 
 @pytest.mark.parametrize(
