@@ -43,7 +43,10 @@ def main() -> int:
     os.makedirs(logs)
     status = run_node(Node(args.nproc, logs, GRACE_SECONDS), job.arguments(job.config))
     if status == EXIT_REQUEUE:
-        print(f"stopped; the same command resumes the run in {job.run_dir}", file=sys.stderr)
+        print(
+            f"stopped; the same command resumes the run from the last complete checkpoint in {job.run_dir}",
+            file=sys.stderr,
+        )
     return status
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.utils import _device
 
 COMMUNICATION_TIMEOUT = datetime.timedelta(minutes=10)
 
@@ -49,6 +50,9 @@ def prepare() -> None:
     if _prepared or has_gpu():
         return
     _prepared = True
+    # torch looks its constructors up once, when a `with torch.device(...)` is first entered: it must find its own, or
+    # that context would have no effect on the wrapped ones, and transformers load models half initialised.
+    _device._device_constructors()
     # `python -m qedmeg doctor` says what is missing and why; each import need not
     warnings.filterwarnings("ignore", message=".*(Apex|Transformer Engine).*", module="megatron")
     for name in ("tensor", "as_tensor", "zeros", "ones", "empty", "full", "zeros_like", "empty_like", "arange"):

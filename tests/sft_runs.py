@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import random
 import signal
 import sys
 import threading
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
@@ -55,6 +57,8 @@ def train(config_file: Path, settings: list[str], stop_at: int | None = None) ->
     from qedmeg.training import sft
 
     config = load_config(SFTConfig, config_file, settings)
+    random.seed()  # as in a process of its own: what a run goes on with comes from its checkpoint
+    np.random.seed()
     if stop_at is not None and os.environ["RANK"] == "0":
         threading.Thread(target=_stop, args=(config.run_dir / "metrics.jsonl", stop_at), daemon=True).start()
     return sft.train(config)
