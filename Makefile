@@ -32,7 +32,7 @@ test: lint
 	$(BIN)/python -m pytest
 
 test-slurm: $(READY)
-	$(BIN)/python -m pytest tests/slurm/two_nodes.py
+	$(BIN)/python tests/slurm/cluster.py $(BIN)/python -m pytest tests/slurm/two_nodes.py
 
 clean:
 	rm -rf $(VENV) runs

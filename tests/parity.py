@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from qedmeg.config import OptimizerConfig
 from qedmeg.data.chat import Document
 from qedmeg.data.documents import DocumentStore, StoreWriter
-from qedmeg.data.loader import Placement, build_step
+from qedmeg.data.loader import build_step
 
 STEPS = 20
 DOCUMENTS_PER_STEP = 8
@@ -98,7 +98,7 @@ def train_policy(
     from qedmeg.model import families, weights
     from qedmeg.model.build import Compute
     from qedmeg.training.optimizer import Optimizer, build_scheduler
-    from qedmeg.training.policy import Policy
+    from qedmeg.training.policy import Policy, placement
 
     model, parallelism = families.read_architecture(model_folder), parallel.Parallelism(**sizes)
     parallel.check(parallelism, model, dist.get_world_size())
@@ -108,18 +108,12 @@ def train_policy(
     optimizer = Optimizer(policy.ddp, OPTIMIZER, policy.config.params_dtype)
     optimizer.megatron.reload_model_params()
     scheduler = build_scheduler(optimizer, OPTIMIZER, STEPS)
-    placement = Placement(
-        dp_rank=parallel.data_rank(),
-        dp_size=parallel.data_size(),
-        document_multiple=parallelism.document_multiple(),
-        microbatch_multiple=parallelism.pp if parallelism.vpp > 1 else 1,
-    )
     store, losses, norms = DocumentStore(store_folder), [], []
     for step in range(STEPS):
         optimizer.zero_grad()
         policy.prepare_for_training_step()
         if packed:
-            batch = build_step(store, step_documents(step), TOKENS_PER_MICROBATCH, 0, placement)
+            batch = build_step(store, step_documents(step), TOKENS_PER_MICROBATCH, 0, placement(parallelism))
             loss, _ = policy.get_loss_and_metrics(batch, forward_only=False)
         else:
             loss = _dense_step(policy, [store[index] for index in step_documents(step)])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 import yaml
 
@@ -79,9 +80,13 @@ def command(config_file: Path, settings: list[str]) -> tuple[int, str]:
 
 
 def _stop(metrics: Path, steps: int) -> None:
+    """SIGTERM to this rank and to all processes that it has started, as SLURM sends it."""
     while not metrics.is_file() or metrics.read_bytes().count(b"\n") < steps:
         time.sleep(0.01)
-    os.kill(os.getpid(), signal.SIGTERM)
+    rank = psutil.Process()
+    for process in (*rank.children(recursive=True), rank):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGTERM)
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -25,14 +25,7 @@ CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """What vLLM's attention takes on a CPU."""
 _TIMEOUT = 3600.0
 _OF_A_JOB = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun's: these stand alone
-_ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine inside the process
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else it keeps a core for itself and binds to the others
-    "TORCHDYNAMO_DISABLE": "1",  # compiling for a few tokens costs half a minute
-}
+_ENVIRONMENT = {"HF_HUB_OFFLINE": "1"}
 
 
 class EngineFailed(Exception):
@@ -137,23 +130,10 @@ def _megatron(folder: Path, prompts: list[list[int]]) -> list[npt.NDArray[np.flo
 
 
 def _vllm(folder: Path, prompts: list[list[int]]) -> list[npt.NDArray[np.float32]]:
-    from vllm import LLM, SamplingParams
+    from qedmeg.rollout.engine import Engine
 
-    engine = LLM(
-        model=str(folder),
-        dtype="float32",
-        enforce_eager=True,
-        skip_tokenizer_init=True,
-        max_model_len=max(map(len, prompts)) + 1,
-        kv_cache_memory_bytes=256 << 20,
-        trust_remote_code=False,
-    )
-    sampling = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-    outputs = engine.generate([{"prompt_token_ids": prompt} for prompt in prompts], sampling, use_tqdm=False)
-    return [
-        np.array([told[token].logprob for token, told in zip(prompt[1:], output.prompt_logprobs[1:], strict=True)])
-        for prompt, output in zip(prompts, outputs, strict=True)
-    ]
+    engine = Engine(folder, max(map(len, prompts)) + 1, fp32=True)
+    return [np.array(logprobs) for logprobs in engine.logprobs(prompts)]
 
 
 _ENGINES: dict[str, Callable[[Path, list[list[int]]], list[npt.NDArray[np.float32]]]] = {

@@ -68,8 +68,8 @@ def main(args: argparse.Namespace) -> int:
     step = _step_number(train, settings.data, tokenizer, args.step)
     console.print(
         f"step {args.step}: {len(step.documents)} documents, {step.tokens:,} tokens, {step.trained_tokens:,} trained "
-        f"on, in {len(step.microbatches)} microbatches of {settings.data.tokens_per_microbatch:,} filled to "
-        f"{step.fill:.1%}"
+        f"on, in {len(step.microbatches)} microbatches of {step.microbatches[0].tokens_T.numel():,} tokens "
+        f"filled to {step.fill:.1%}"
     )
     for number, batch in enumerate(step.microbatches[: args.microbatches]):
         _print_batch(console, number, batch, tokenizer)

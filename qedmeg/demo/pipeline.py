@@ -25,8 +25,10 @@ SAMPLES = 4
 TEACHER_PROOFS = 24_000
 INCOMPLETE = 0.35
 """Share of the teacher proofs that lack sentences, as published teacher data holds incomplete proofs."""
-PROBLEMS = 3200
+PROBLEMS = 2000
 SEED = 0
+QUICK_CHECKS = "tensors,config,tokenizer"
+"""Of a conversion; the round trip's stage makes all of them, of the weights that were trained."""
 
 
 class StageFailedError(RuntimeError):
@@ -94,7 +96,8 @@ def _make_base(folder: Path) -> dict[str, Any]:
 
 def _convert(folder: Path) -> dict[str, Any]:
     source, target = folder / "base", folder / "base-megatron"
-    _command("conversion/hf_to_megatron.py", "--hf", source, "--out", target, "--tp", 2, "--pp", 2, "--overwrite")
+    options = ("--tp", 2, "--pp", 2, "--checks", QUICK_CHECKS, "--overwrite")
+    _command("conversion/hf_to_megatron.py", "--hf", source, "--out", target, *options)
     return {}
 
 
@@ -113,14 +116,19 @@ def _train(folder: Path) -> dict[str, Any]:
 
 
 def _convert_back(folder: Path) -> dict[str, Any]:
-    newest = max((folder / "run-sft" / "checkpoints").glob("step_????????"))
-    _command("conversion/megatron_to_hf.py", "--megatron", newest, "--out", folder / "sft", "--overwrite")
+    options = ("--out", folder / "sft", "--checks", QUICK_CHECKS, "--overwrite")
+    _command("conversion/megatron_to_hf.py", "--megatron", _trained(folder), *options)
     return {}
 
 
 def _verify(folder: Path) -> dict[str, Any]:
-    _command("conversion/verify.py", "--hf", folder / "base", "--megatron", folder / "base-megatron")
+    _command("conversion/verify.py", "--hf", folder / "sft", "--megatron", _trained(folder))
     return {}
+
+
+def _trained(folder: Path) -> Path:
+    """The checkpoint that fine-tuning ended with."""
+    return max((folder / "run-sft" / "checkpoints").glob("step_????????"))
 
 
 def _evaluate(name: str) -> Callable[[Path], dict[str, Any]]:
@@ -137,15 +145,15 @@ def _evaluate(name: str) -> Callable[[Path], dict[str, Any]]:
 STAGES = (
     Stage("make base model", _make_base),
     Stage("to Megatron", _convert),
-    Stage("verify round trip", _verify),
     Stage("prove: base", _evaluate("base")),
     Stage("SFT", _train),
     Stage("to Hugging Face", _convert_back),
+    Stage("verify round trip", _verify),
     Stage("prove: SFT", _evaluate("sft")),
 )
 _STAGES_OF = {
-    "base": ("make base model", "to Megatron", "verify round trip", "prove: base"),
-    "sft": ("SFT", "to Hugging Face", "prove: SFT"),
+    "base": ("make base model", "to Megatron", "prove: base"),
+    "sft": ("SFT", "to Hugging Face", "verify round trip", "prove: SFT"),
 }
 
 

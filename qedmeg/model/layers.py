@@ -1,6 +1,8 @@
 """Layers of our own for Megatron-core's layer spec, where Transformer Engine is not: RMSNorm and SDPA attention."""
 
 import itertools
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -49,10 +51,56 @@ class _GatherSequence(torch.autograd.Function):
         return total[context.group.rank()], None
 
 
+SHARED_CALL_TOKENS = 512
+"""Documents shorter than this share a call of attention: below it, what a call costs by itself shows."""
+_SHARED_CALL_FILL = 0.75
+
+
+@dataclass(frozen=True)
+class AttentionBlock:
+    """Segments [start, end) of a packed batch that one call of attention computes."""
+
+    start: int
+    end: int
+    index_DL: torch.Tensor | None = None
+    """For D > 1 documents padded to the longest's L tokens: where each token is in the batch. None for one document."""
+    real_T: torch.Tensor | None = None
+    """Which of the D·L tokens are not padding, in the batch's order."""
+
+
+@lru_cache(maxsize=64)  # all layers of all passes over a micro-batch ask for the same
+def attention_blocks(bounds: tuple[int, ...], together: int = SHARED_CALL_TOKENS) -> tuple[AttentionBlock, ...]:
+    """How the documents between consecutive `bounds` are attended to: neighbours shorter than `together` in one call,
+    so long as each fills at least three quarters of the longest's place. Empty documents are in none."""
+    groups: list[list[tuple[int, int]]] = []
+    for start, end in itertools.pairwise(bounds):
+        if end == start:
+            continue
+        lengths = [stop - begin for begin, stop in groups[-1]] if groups else []
+        least, most = min([end - start, *lengths]), max([end - start, *lengths])
+        if lengths and most < together and least >= _SHARED_CALL_FILL * most:
+            groups[-1].append((start, end))
+        else:
+            groups.append([(start, end)])
+    return tuple(_block(group) for group in groups)
+
+
+def _block(documents: list[tuple[int, int]]) -> AttentionBlock:
+    start, end = documents[0][0], documents[-1][1]
+    if len(documents) == 1:
+        return AttentionBlock(start, end)
+    starts_D, ends_D = torch.tensor(documents).unbind(1)
+    places_L = torch.arange(int((ends_D - starts_D).max()))
+    index_DL = starts_D[:, None] + places_L
+    real_T = (index_DL < ends_D[:, None]).flatten().nonzero()[:, 0]
+    return AttentionBlock(start, end, torch.minimum(index_DL, ends_D[:, None] - 1), real_T)
+
+
 class SDPAttention(MegatronModule):
     """Causal attention by torch's scaled_dot_product_attention: dense or packed, with context parallelism.
 
-    Packed documents get one call each, which was the fastest on CPU and computes nothing outside the diagonal blocks.
+    Nothing outside the diagonal blocks of packed documents is computed: a long document is a call of its own, short
+    ones of nearly one length share a call, padded at the end, where causal attention cannot see it.
     Under context parallelism each rank holds chunks r and 2·CP−1−r of the 2·CP chunks of each sequence (Megatron's
     balanced order); keys and values are gathered, queries stay.
     """
@@ -88,14 +136,25 @@ class SDPAttention(MegatronModule):
         if packed_seq_params is None:
             attended = self._attend(query, key, value)
             return attended.reshape(*attended.shape[:2], -1)
-        bounds = (packed_seq_params.cu_seqlens_q // self.cp_group.size()).tolist()
-        query, key, value = (tensor.view(-1, 1, *tensor.shape[-2:]) for tensor in (query, key, value))
-        documents = [
-            self._attend(query[start:end], key[start:end], value[start:end])
-            for start, end in itertools.pairwise(bounds)
-            if end > start
-        ]
-        return torch.cat(documents).reshape(query.shape[0], -1)
+        bounds = tuple((packed_seq_params.cu_seqlens_q // self.cp_group.size()).tolist())
+        query, key, value = (tensor.view(-1, *tensor.shape[-2:]) for tensor in (query, key, value))
+        together = SHARED_CALL_TOKENS if self.cp_group.size() == 1 else 0
+        attended_blocks = [self._attend_block(query, key, value, block) for block in attention_blocks(bounds, together)]
+        return torch.cat(attended_blocks).reshape(query.shape[0], -1)
+
+    def _attend_block(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, block: AttentionBlock
+    ) -> torch.Tensor:
+        """Causal attention of a block's documents, [t, h, d] to [tokens of the block, h, d]."""
+        if block.index_DL is None or block.real_T is None:
+            alone = (tensor[block.start : block.end, None] for tensor in (query, key, value))
+            return self._attend(*alone).squeeze(1)
+        index_DL, real_T = block.index_DL.to(query.device), block.real_T.to(query.device)
+        padded = (
+            tensor.index_select(0, index_DL.flatten()).view(*index_DL.shape, *tensor.shape[1:]).transpose(0, 1)
+            for tensor in (query, key, value)
+        )
+        return self._attend(*padded).transpose(0, 1).flatten(0, 1).index_select(0, real_T)
 
     def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """One causal attention over [s, b, h, d]."""

@@ -29,13 +29,14 @@ class Completion:
 class Engine:
     """A model folder served by vLLM in this process. `environment` must not have been read by vLLM before."""
 
-    def __init__(self, model: Path, max_length: int, seed: int = 0) -> None:
-        """Start the engine; `max_length` is the longest prompt and answer together, in tokens."""
-        options: dict[str, Any] = {"enforce_eager": True} if not device.has_gpu() else {}
+    def __init__(self, model: Path, max_length: int, seed: int = 0, *, fp32: bool = False) -> None:
+        """Start the engine; `max_length` is the longest prompt and answer together, in tokens. It computes in the
+        model's precision, on CPU or where asked for in fp32."""
+        options: dict[str, Any] = {"dtype": "float32"} if fp32 else {}
         if not device.has_gpu():
             for name, value in _CPU_ENVIRONMENT.items():
                 os.environ.setdefault(name, value)
-            options |= {"dtype": "float32", "kv_cache_memory_bytes": KV_CACHE_BYTES}
+            options = {"dtype": "float32", "enforce_eager": True, "kv_cache_memory_bytes": KV_CACHE_BYTES}
         from vllm import LLM
 
         self._llm = LLM(
@@ -69,4 +70,16 @@ class Engine:
         return [
             [Completion(list(choice.token_ids), str(choice.finish_reason)) for choice in output.outputs]
             for output in outputs
+        ]
+
+    def logprobs(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """For each prompt of T tokens, the logprobs [T - 1] of its tokens 1, 2, ... given those before."""
+        from vllm import SamplingParams
+
+        requests: list[Any] = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        settings = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        outputs = self._llm.generate(requests, settings, use_tqdm=False)
+        return [
+            [told[token].logprob for token, told in zip(prompt[1:], output.prompt_logprobs[1:], strict=True)]
+            for prompt, output in zip(prompts, outputs, strict=True)
         ]

@@ -4,11 +4,17 @@ A checkpoint is written into `step_N.partial`, brought to disk, renamed to `step
 It loads bit-exactly at the topology that wrote it, and correctly at any other.
 """
 
+import ctypes
+import multiprocessing
+import os
 import random
 import re
 import shutil
+import signal
+import time
 from dataclasses import asdict, dataclass
 from functools import partial
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +24,7 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.dict_utils import nested_items_iter
 from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
@@ -29,6 +36,8 @@ from qedmeg.model.weights import checkpoint_metadata
 from qedmeg.training.optimizer import Optimizer
 from qedmeg.training.policy import Policy
 
+WRITE_SECONDS = 3600.0
+"""How long the files of one checkpoint may take to be written, before the run says that they are not."""
 _STEP_FOLDER = re.compile(r"step_(\d{8})")
 
 
@@ -65,21 +74,24 @@ class Checkpointer:
         """`hf_files` is a folder with the config and tokenizer files that go into each checkpoint."""
         self.folder, self.config, self.hf_files, self.state = run_dir / "checkpoints", config, hf_files, state
         self._queue = AsyncCallsQueue(persistent=False)
+        self._results = _start_results_server()
         if dist.get_rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             complete = set(_complete(self.folder).values())
             for path in self.folder.iterdir():  # what a killed run left half written
                 if path.name.startswith("step_") and path not in complete:
-                    shutil.rmtree(path)
-        dist.barrier()
+                    shutil.rmtree(path, ignore_errors=True)  # its writers may be at it for a moment yet
+        # Another name for each start: what writers of a killed run still write goes into no checkpoint of this one.
+        start = [os.urandom(4).hex()]
+        dist.broadcast_object_list(start)
+        self._start = start[0]
 
     def save(self, step: int) -> None:
         """Begin to write the checkpoint of a step; it is complete after a later `poll`, or at once if not in the
         background."""
         self.wait()
-        partial_folder = self.folder / f"step_{step:08d}.partial"
+        partial_folder = self.folder / f"step_{step:08d}.{self._start}.partial"
         if dist.get_rank() == 0:
-            shutil.rmtree(partial_folder, ignore_errors=True)
             partial_folder.mkdir()
         dist.barrier()
         request = dist_checkpointing.save(
@@ -98,13 +110,28 @@ class Checkpointer:
         self._queue.maybe_finalize_async_calls(blocking=False)
 
     def wait(self) -> None:
-        """Finish the checkpoint that is being written, if there is one."""
-        self._queue.maybe_finalize_async_calls(blocking=True)
+        """Finish the checkpoint that is being written, if there is one.
+
+        Raises:
+            TimeoutError: its writers have not ended within `WRITE_SECONDS`.
+        """
+        deadline = time.monotonic() + WRITE_SECONDS
+        self.poll()
+        while self._queue.get_num_unfinalized_calls():
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"{self.folder}: the checkpoint writers of rank {dist.get_rank()} or of another rank have not "
+                    f"ended after {WRITE_SECONDS:.0f} s; is the disk full or gone? The last complete checkpoint stands"
+                )
+            time.sleep(0.02)
+            self.poll()
 
     def close(self) -> None:
-        """Finish, and end the writer."""
+        """Finish, and end the writers."""
         self.wait()
         self._queue.close()
+        filesystem_async._results_queue = None
+        self._results.shutdown()
 
     def _publish(self, step: int, partial_folder: Path) -> None:
         if dist.get_rank() == 0:
@@ -128,6 +155,25 @@ class Checkpointer:
         for step in sorted(complete)[: -self.config.keep_last]:
             if step not in kept_for_good:
                 _remove(complete[step])
+
+
+def _start_results_server() -> SyncManager:
+    """The process through which Megatron's writers report, forked here.
+
+    Megatron would start one that imports the whole program once more, outlives a rank that is killed, and ends at the
+    SIGTERM that SLURM sends to all processes of a job, in the midst of the save that the rank begins on it.
+    """
+    server = SyncManager(ctx=multiprocessing.get_context("fork"))
+    server.start(_serve_until_the_rank_ends)
+    filesystem_async._results_queue = server.Queue()
+    return server
+
+
+def _serve_until_the_rank_ends() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    kill_when_parent_ends = 1  # PR_SET_PDEATHSIG of prctl(2)
+    ctypes.CDLL(None).prctl(kill_when_parent_ends, signal.SIGKILL)
 
 
 def load(folder: Path, state: TrainingState) -> int:

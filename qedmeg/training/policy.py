@@ -14,8 +14,8 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 from omegaconf import OmegaConf
 
-from qedmeg import device
-from qedmeg.data.loader import Step
+from qedmeg import device, parallel
+from qedmeg.data.loader import Placement, Step
 from qedmeg.data.packing import PackedBatch
 from qedmeg.model.build import Compute, LanguageModel, build_model
 from qedmeg.model.families import Architecture
@@ -154,6 +154,17 @@ class Policy:
         """Training mode again."""
         for chunk in self.ddp:
             chunk.train()
+
+
+def placement(parallelism: Parallelism) -> Placement:
+    """How steps are cut for this rank, once `parallel.initialize` has been called."""
+    return Placement(
+        dp_rank=parallel.data_rank(),
+        dp_size=parallel.data_size(),
+        document_multiple=parallelism.document_multiple(),
+        batch_multiple=parallelism.batch_multiple(),
+        microbatch_multiple=parallelism.pp if parallelism.vpp > 1 else 1,
+    )
 
 
 def _summed_loss(

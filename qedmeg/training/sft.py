@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from qedmeg import device, parallel
 from qedmeg.config import SFTConfig
 from qedmeg.data.documents import load_documents
-from qedmeg.data.loader import Placement, TrainLoader, ValidationLoader, steps_of_epochs
+from qedmeg.data.loader import TrainLoader, ValidationLoader, steps_of_epochs
 from qedmeg.data.tokenizer import load_tokenizer
 from qedmeg.errors import EXIT_REQUEUE, UserError
 from qedmeg.model import build, weights
@@ -24,7 +24,7 @@ from qedmeg.parallel import Parallelism
 from qedmeg.settings import save_config
 from qedmeg.training import checkpoint, nemo
 from qedmeg.training.optimizer import Optimizer, build_scheduler
-from qedmeg.training.policy import Policy
+from qedmeg.training.policy import Policy, placement
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -108,14 +108,9 @@ def train(config: SFTConfig) -> int:
     train_set, validation_set = load_documents(config.data, tokenizer, show=is_main)
     pad_id = tokenizer.pad_id
     steps = config.max_steps or steps_of_epochs(len(train_set), config.data.prompts_per_step, config.epochs)
-    placement = Placement(
-        dp_rank=parallel.data_rank(),
-        dp_size=parallel.data_size(),
-        document_multiple=parallelism.document_multiple(),
-        microbatch_multiple=parallelism.pp if parallelism.vpp > 1 else 1,
-    )
-    loader = TrainLoader(train_set, config.data, pad_id, steps, placement)
-    validation = ValidationLoader(validation_set, config.data, pad_id, placement) if validation_set else None
+    place = placement(parallelism)
+    loader = TrainLoader(train_set, config.data, pad_id, steps, place)
+    validation = ValidationLoader(validation_set, config.data, pad_id, place) if validation_set else None
 
     policy = Policy(model, parallelism, compute, config.data.prompts_per_step)
     optimizer = Optimizer(policy.ddp, config.optimizer, compute.dtype)

@@ -82,6 +82,15 @@ def test_the_ranks_together_hold_the_same_at_any_size(store: DocumentStore, docu
         assert len(about_the_step) == 1
 
 
+def test_microbatches_are_as_long_as_the_fullest_bin(store: DocumentStore) -> None:
+    alone = build_step(store, [0], 1024, 0, Placement(batch_multiple=6))
+    length = len(store[0].tokens_T)
+    assert alone.microbatches[0].tokens_T.numel() == -(-length // 192) * 192
+    assert alone.fill == length / alone.microbatches[0].tokens_T.numel()
+    tight = build_step(store, [0], length, 0, Placement())
+    assert tight.fill == 1.0
+
+
 def test_microbatch_counts_suit_an_interleaved_schedule(store: DocumentStore) -> None:
     for rank in range(2):
         step = build_step(store, range(10), 256, 0, Placement(rank, 2, microbatch_multiple=4))

@@ -34,7 +34,7 @@ def test_what_is_trained_on_is_marked(recipe: Path, capsys: pytest.CaptureFixtur
     assert run("--config", str(recipe)) == 0
     out = capsys.readouterr().out
     assert "2 documents" in out
-    assert "in 1 microbatches of 128 filled to" in out
+    assert "in 1 microbatches of 64 tokens filled to" in out
     assert (
         "Prove x [b]≥[/b] 0<|im_end|>\n<|im_start|>assistant\n«Let n = 1.\N{REPLACEMENT CHARACTER}[31m<|im_end|>»\n"
         in out

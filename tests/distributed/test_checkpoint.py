@@ -149,7 +149,7 @@ def test_which_checkpoints_are_kept(ranks, config_file, tmp_path):
     half = _checkpoint(tmp_path, 5)
     half.mkdir(parents=True)
     (half / "__0_0.distcp").write_text("a run was killed here")
-    (tmp_path / "checkpoints" / "step_00000004.partial").mkdir()
+    (tmp_path / "checkpoints" / "step_00000004.0a1b2c3d.partial").mkdir()
     settings = ["checkpoint.save_every=2", "checkpoint.keep_last=2", "checkpoint.keep_every=4"]
     _train(ranks, 1, config_file, tmp_path, settings)
     assert _losses(tmp_path).keys() == set(range(12))

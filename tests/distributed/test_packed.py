@@ -38,20 +38,18 @@ def _losses(model_folder: Path, store_folder: Path, sizes: dict[str, int]) -> li
     import torch.distributed as dist
 
     from qedmeg import parallel
-    from qedmeg.data.loader import Placement, build_step
+    from qedmeg.data.loader import build_step
     from qedmeg.model import families, weights
     from qedmeg.model.build import Compute
-    from qedmeg.training.policy import Policy
+    from qedmeg.training.policy import Policy, placement
 
     model, parallelism = families.read_architecture(model_folder), parallel.Parallelism(**sizes)
     parallel.check(parallelism, model, dist.get_world_size())
     parallel.initialize(parallelism, seed=1)
     policy = Policy(model, parallelism, Compute(), prompts_per_step=2)
     weights.load_hf(policy.chunks, model, model_folder)
-    multiple = parallelism.pp if parallelism.vpp > 1 else 1
-    placement = Placement(parallel.data_rank(), parallel.data_size(), parallelism.document_multiple(), multiple)
     store = DocumentStore(store_folder)
-    steps = [build_step(store, documents, BUDGET, 0, placement) for documents in STEPS]
+    steps = [build_step(store, documents, BUDGET, 0, placement(parallelism)) for documents in STEPS]
     policy.prepare_for_validation_step()
     with torch.no_grad():
         losses = [policy.get_loss_and_metrics(step, forward_only=True)[0] for step in steps]

@@ -12,7 +12,7 @@ from qedmeg.grading.wording import firmly, is_named, number, says_what
 
 def parameters(level: int) -> Iterator[dict[str, int]]:
     """a n + b and c n + d with c (a n + b) and a (c n + d) one apart."""
-    first, last = {1: (9, 30), 2: (12, 50), 3: (19, 80)}[level]
+    first, last = {1: (9, 20), 2: (12, 50), 3: (19, 80)}[level]
     for a in range(2, first + 1):
         for c in range(2, first + 1):
             for b in range(1, last + 1):

@@ -13,7 +13,7 @@ VALUE = "value|it|expression|number"
 
 def square_parameters(level: int) -> Iterator[dict[str, int]]:
     """(a n + b)^2 - c with c = b^2 - a t; a is neither b nor t, so that no step is said twice."""
-    a_most, b_most, t_most = {1: (9, 12, 12), 2: (15, 15, 15), 3: (19, 19, 15)}[level]
+    a_most, b_most, t_most = {1: (9, 10, 9), 2: (15, 15, 15), 3: (19, 19, 15)}[level]
     for a in range(2, a_most + 1):
         for b in range(1, b_most + 1):
             for t in range(1, t_most + 1):

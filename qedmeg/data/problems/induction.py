@@ -16,7 +16,7 @@ _FOR_ALL = re.compile(r"\b(?:induction|every|all)\b")
 
 def parameters(level: int) -> Iterator[dict[str, int]]:
     """Twice the sum of a i + b for i = 1 to n is n (a n + a + 2 b)."""
-    a_most, b_most = {1: (9, 40), 2: (25, 50), 3: (40, 80)}[level]
+    a_most, b_most = {1: (9, 30), 2: (25, 50), 3: (40, 80)}[level]
     for a in range(2, a_most + 1):
         for b in range(1, b_most + 1):
             yield {"a": a, "b": b}

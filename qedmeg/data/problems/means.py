@@ -14,7 +14,7 @@ from qedmeg.grading.wording import compares, firmly
 
 def parameters(level: int) -> Iterator[dict[str, int]]:
     """a x + b/x >= c with a b = s^2 and c at most 2 s."""
-    most, root_most, slack = {1: (50, 31, 9), 2: (100, 60, 15), 3: (200, 120, 20)}[level]
+    most, root_most, slack = {1: (30, 15, 6), 2: (100, 60, 15), 3: (200, 120, 20)}[level]
     for a in range(1, most + 1):
         for b in range(1, most + 1):
             s = math.isqrt(a * b)

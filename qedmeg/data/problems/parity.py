@@ -12,7 +12,7 @@ from qedmeg.grading.wording import firmly, is_named, names_case
 
 def parameters(level: int) -> Iterator[dict[str, int]]:
     """a n^2 + b n + c with a + b and c even."""
-    largest, step = {1: (12, 1), 2: (20, 1), 3: (20, -1)}[level]
+    largest, step = {1: (10, 1), 2: (20, 1), 3: (20, -1)}[level]
     for a in range(1, largest + 1):
         for b in range(1, largest + 1):
             for c in range(2, largest + 1, 2):

@@ -13,7 +13,7 @@ from qedmeg.grading.wording import compares, firmly, literal, stands_for
 
 def parameters(level: int) -> Iterator[dict[str, int]]:
     """x^2 + 2 p x + p^2 + c."""
-    p_most, c_most = {1: (12, 20), 2: (20, 40), 3: (30, 60)}[level]
+    p_most, c_most = {1: (9, 15), 2: (20, 40), 3: (30, 60)}[level]
     for p in range(2, p_most + 1):
         for c in range(1, c_most + 1):
             yield from ({"p": p, "c": c}, {"p": -p, "c": c})

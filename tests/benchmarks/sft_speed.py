@@ -1,0 +1,188 @@
+"""Trained tokens a second and peak memory of SFT beside TRL's SFTTrainer: same model, documents, precision, threads.
+
+    python tests/benchmarks/sft_speed.py --rows ../shared/data/deepseek-math-v2
+
+The two take turns, and the matrix-product rate is measured between them, so that a noisy machine disturbs all alike.
+TRL has an environment of its own, made from trl/requirements.txt at the first run. Asked are 1.3 times its trained
+tokens a second in fp32, 2 times in bf16, and at most 0.7 times its peak memory.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT))
+
+from qedmeg.monitor.metrics import read_metrics  # noqa: E402
+from tests.benchmarks.proof_inputs import LENGTH, read_proofs, write_inputs  # noqa: E402
+
+RESULT = Path(__file__).with_suffix(".json")
+SHAPE = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 10, "head_dim": 64}
+
+
+def trl_python() -> Path:
+    """The interpreter of TRL's environment, made where it is not there yet."""
+    folder = HERE / "trl" / ".venv"
+    python, marker = folder / "bin" / "python", folder / "installed"
+    if not marker.is_file():
+        print("making TRL's environment (minutes)", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        requirements = str(HERE / "trl" / "requirements.txt")
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", requirements], check=True)
+        marker.touch()
+    return python
+
+
+def measure(command: list[str], threads: int, log: Path) -> int:
+    """Run a command; the peak of the memory of its processes together (proportional set size), in bytes."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    peak = 0
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        while process.poll() is None:
+            peak = max(peak, _memory(process.pid))
+            time.sleep(0.5)
+    if process.returncode:
+        sys.exit(f"status {process.returncode} from {' '.join(command)}\n{log.read_text()[-3000:]}")
+    return peak
+
+
+def _memory(pid: int) -> int:
+    total = 0
+    try:
+        for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+            total += process.memory_full_info().pss
+    except psutil.NoSuchProcess:
+        pass  # ended while it was looked at
+    return total
+
+
+def gigaflops(precision: str, threads: int) -> float:
+    """The rate of plain matrix products of `threads` threads, in GFLOP/s: the median of some."""
+    dtype = "bfloat16" if precision == "bf16" else "float32"
+    code = (
+        "import statistics, time, torch\n"
+        f"torch.set_num_threads({threads}); n = 1024; dtype = torch.{dtype}\n"
+        "a, b = torch.randn(n, n, dtype=dtype), torch.randn(n, n, dtype=dtype); a @ b; times = []\n"
+        "for _ in range(9 if dtype == torch.float32 else 3):\n"
+        "    started = time.perf_counter(); a @ b; times.append(time.perf_counter() - started)\n"
+        "print(2 * n**3 / statistics.median(times) / 1e9)\n"
+    )
+    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
+def run_qedmeg(folder: Path, number: int, args: argparse.Namespace) -> dict[str, Any]:
+    """One run of recipes/sft.py."""
+    run_dir = folder / f"qedmeg-{number}"
+    settings = [
+        f"run_dir={run_dir}",
+        f"model.hf={folder / 'model'}",
+        f"data.train={folder / 'rows.jsonl'}",
+        f"data.cache={folder / 'cache'}",
+        f"data.max_length={LENGTH}",
+        f"data.tokens_per_microbatch={LENGTH}",
+        f"data.prompts_per_step={args.documents}",
+        f"compute.precision={args.precision}",
+        "optimizer.lr=0.0001",
+        "optimizer.warmup_steps=0",
+        f"max_steps={args.steps}",
+        f"checkpoint.save_every={args.steps}",
+    ]
+    config = folder / "empty.yaml"
+    config.write_text("{}\n")
+    command = [sys.executable, "recipes/sft.py", "--config", str(config), *settings]
+    peak = measure(command, args.threads, folder / f"qedmeg-{number}.log")
+    steps = [line for line in read_metrics(run_dir) if "train/loss" in line]
+    return _rates(
+        [line["train/step_time"] for line in steps],
+        [line["train/trained_tokens"] for line in steps],
+        [line["train/loss"] for line in steps],
+        peak,
+    )
+
+
+def run_trl(folder: Path, number: int, args: argparse.Namespace) -> dict[str, Any]:
+    """One run of TRL: sequences of the same length, as many a step as qedmeg has micro-batches."""
+    out = folder / f"trl-{number}.json"
+    sizes = [str(args.steps), str(LENGTH), str(args.sequences), args.precision]
+    command = [str(trl_python()), str(HERE / "trl" / "train.py"), str(folder / "model"), str(folder / "rows.jsonl")]
+    peak = measure([*command, str(out), *sizes], args.threads, folder / f"trl-{number}.log")
+    found = json.loads(out.read_text())
+    return _rates(found["seconds"], found["trained_tokens"], found["losses"], peak)
+
+
+def _rates(seconds: list[float], trained: list[float], losses: list[float], peak: int) -> dict[str, Any]:
+    """Without the first step, in which both set up."""
+    rate = sum(trained[1:]) / sum(seconds[1:])
+    return {"tokens_per_second": rate, "peak_bytes": peak, "first_loss": losses[0], "last_loss": losses[-1]}
+
+
+def main() -> None:
+    """Run both sides in turns, print the comparison, and keep it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=Path, required=True, help="folder of DeepSeek-Math-V2's *.jsonl")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default: %(default)s")
+    parser.add_argument("--threads", type=int, default=2, help="of each side (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=5, help="of each run, the first not counted (default: 5)")
+    parser.add_argument("--sequences", type=int, default=2, help="TRL's packed sequences a step (default: 2)")
+    parser.add_argument("--documents", type=int, default=4, help="qedmeg's documents a step (default: 4)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each side (default: 3)")
+    args = parser.parse_args()
+    trl_python()
+    folder = Path(tempfile.mkdtemp(prefix="sft-speed-"))
+    try:
+        parameters = write_inputs(folder, read_proofs(args.rows), **SHAPE)
+        runs: dict[str, list[dict[str, Any]]] = {"qedmeg": [], "trl": []}
+        rates = []
+        for number in range(args.repeats):
+            for name, run in (("qedmeg", run_qedmeg), ("trl", run_trl)):
+                rates.append(gigaflops(args.precision, args.threads))
+                runs[name].append(run(folder, number, args))
+                print(f"{name} {number}: {runs[name][-1]}", flush=True)
+    finally:
+        shutil.rmtree(folder)
+    _report(args, parameters, runs, rates)
+
+
+def _report(
+    args: argparse.Namespace, parameters: int, runs: dict[str, list[dict[str, Any]]], rates: list[float]
+) -> None:
+    result: dict[str, Any] = {
+        "precision": args.precision,
+        "threads": args.threads,
+        "parameters": parameters,
+        "matrix_gigaflops": {"median": statistics.median(rates), "all": rates},
+    }
+    for name, found in runs.items():
+        speeds = [run["tokens_per_second"] for run in found]
+        peak = statistics.median(run["peak_bytes"] for run in found)
+        # 6 floating-point operations a parameter and trained token; the embedding needs none, attention comes on top
+        share = 6 * parameters * statistics.median(speeds) / (statistics.median(rates) * 1e9)
+        result[name] = {
+            "tokens_per_second": {"median": statistics.median(speeds), "lowest": min(speeds), "highest": max(speeds)},
+            "peak_gb": peak / 1e9,
+            "share_of_matrix_rate": share,
+            "losses": [found[0]["first_loss"], found[0]["last_loss"]],
+        }
+    one, other = result["qedmeg"], result["trl"]
+    result["speed_ratio"] = one["tokens_per_second"]["median"] / other["tokens_per_second"]["median"]
+    result["memory_ratio"] = one["peak_gb"] / other["peak_gb"]
+    kept = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
+    RESULT.write_text(json.dumps(kept | {args.precision: result}, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Attention of packed documents: which share a call, and that it makes no difference."""
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from qedmeg.model.layers import AttentionBlock, SDPAttention, attention_blocks
+
+
+def _bounds(*lengths: int) -> tuple[int, ...]:
+    return tuple(itertools.accumulate(lengths, initial=0))
+
+
+def _spans(blocks: tuple[AttentionBlock, ...]) -> list[tuple[int, int]]:
+    return [(block.start, block.end) for block in blocks]
+
+
+def test_neighbours_of_nearly_one_length_share_a_call() -> None:
+    assert _spans(attention_blocks(_bounds(100, 90, 80, 40, 40))) == [(0, 270), (270, 350)]
+    assert _spans(attention_blocks(_bounds(76, 100, 74))) == [(0, 176), (176, 250)]
+
+
+def test_long_documents_and_lone_ones_have_a_call_of_their_own() -> None:
+    blocks = attention_blocks(_bounds(600, 600, 500))
+    assert _spans(blocks) == [(0, 600), (600, 1200), (1200, 1700)]
+    assert all(block.index_DL is None for block in blocks)
+
+
+def test_empty_documents_are_left_out() -> None:
+    assert _spans(attention_blocks((0, 0, 8, 8, 16, 16))) == [(0, 16)]
+
+
+@pytest.mark.parametrize("lengths", [(7, 6, 6), (9, 3, 2, 2, 1), (5,), (4, 5, 4, 30)])
+def test_documents_together_attend_as_each_alone(lengths: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    config = TransformerConfig(num_layers=1, hidden_size=16, num_attention_heads=4, num_query_groups=2)
+    alone = SimpleNamespace(cp=SimpleNamespace(size=lambda: 1, rank=lambda: 0))
+    attention = SDPAttention(config, 1, None, "self", pg_collection=alone)  # type: ignore[arg-type]
+    bounds = torch.tensor(_bounds(*lengths), dtype=torch.int32)
+    packed = PackedSeqParams(qkv_format="thd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds)
+    query, key, value = (torch.randn(sum(lengths), heads, 4, requires_grad=True) for heads in (4, 2, 2))
+    found = attention(query, key, value, packed_seq_params=packed)
+    expected = torch.cat(
+        [
+            F.scaled_dot_product_attention(
+                *(tensor[start:end].transpose(0, 1) for tensor in (query, key, value)), is_causal=True, enable_gqa=True
+            ).transpose(0, 1)
+            for start, end in itertools.pairwise(bounds.tolist())
+        ]
+    ).flatten(1)
+    torch.testing.assert_close(found, expected)
+    weight = torch.randn_like(found)
+    gradients = [torch.autograd.grad(output, (query, key, value), weight) for output in (found, expected)]
+    torch.testing.assert_close(*gradients)
