@@ -5,6 +5,7 @@ It loads bit-exactly at the topology that wrote it, and correctly at any other.
 """
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import random
@@ -164,7 +165,11 @@ def _start_results_server() -> SyncManager:
     SIGTERM that SLURM sends to all processes of a job, in the midst of the save that the rank begins on it.
     """
     server = SyncManager(ctx=multiprocessing.get_context("fork"))
-    server.start(_serve_until_the_rank_ends)
+    gc.disable()  # in the fork for good: to collect the rank's process groups there, without their threads, kills it
+    try:
+        server.start(_serve_until_the_rank_ends)
+    finally:
+        gc.enable()
     filesystem_async._results_queue = server.Queue()
     return server
 

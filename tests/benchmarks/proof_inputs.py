@@ -9,7 +9,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from qedmeg.demo.base_model import train_tokenizer
 
-VOCABULARY, LENGTH = 8192, 4096
+LENGTH = 4096
 
 
 def read_proofs(folder: Path) -> list[dict[str, Any]]:
@@ -24,10 +24,10 @@ def read_proofs(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def write_inputs(folder: Path, proofs: list[dict[str, Any]], **shape: int) -> int:
+def write_inputs(folder: Path, proofs: list[dict[str, Any]], vocabulary: int, **shape: int) -> int:
     """A tokenizer of the proofs, a Qwen3 of this shape with random weights, and the rows that fit; its parameters."""
     texts = (message["content"] for row in proofs for message in row["messages"])
-    tokenizer = train_tokenizer(texts, VOCABULARY)
+    tokenizer = train_tokenizer(texts, vocabulary)
     lengths = [len(tokenizer.apply_chat_template(row["messages"], return_dict=False)) for row in proofs]
     fitting = [row for row, length in zip(proofs, lengths, strict=True) if length <= LENGTH]
     with (folder / "rows.jsonl").open("w") as file:
@@ -35,11 +35,10 @@ def write_inputs(folder: Path, proofs: list[dict[str, Any]], **shape: int) -> in
     torch.manual_seed(0)
     model = Qwen3ForCausalLM(
         Qwen3Config(
-            vocab_size=VOCABULARY,
+            vocab_size=vocabulary,
             num_attention_heads=8,
             num_key_value_heads=4,
             max_position_embeddings=LENGTH,
-            tie_word_embeddings=False,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
             dtype="float32",

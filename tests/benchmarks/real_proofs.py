@@ -22,7 +22,7 @@ from qedmeg.monitor.metrics import read_metrics  # noqa: E402
 from tests.benchmarks.proof_inputs import LENGTH, read_proofs, write_inputs  # noqa: E402
 
 RESULT = Path(__file__).with_suffix(".json")
-SHAPE = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "head_dim": 32}
+SHAPE = {"vocabulary": 8192, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "head_dim": 32}
 RANKS = 4
 FALL = 0.75
 
