@@ -31,7 +31,7 @@ def main() -> int:
     """Train, export, verify, and keep what was found; status 1 where it does not pass."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=Path, required=True, help="folder of DeepSeek-Math-V2's *.jsonl")
-    parser.add_argument("--steps", type=int, default=60, help="optimizer steps of 8 documents (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=22, help="optimizer steps of 4 documents (default: %(default)s)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="real-proofs-") as name:
         folder = Path(name)
@@ -48,7 +48,7 @@ def main() -> int:
         "passed": last <= FALL * first and all(check["status"] == "equal" for check in found.values()),
         "parameters": parameters,
         "tokens_per_microbatch": LENGTH,
-        "documents_a_step": 8,
+        "documents_a_step": 4,
         "parallel": {"tp": 2, "pp": 2},
         "losses": [round(line["train/loss"], 4) for line in steps],
         "checks": {name: check["detail"] for name, check in found.items()},
@@ -68,11 +68,11 @@ def _train(folder: Path, steps: int) -> None:
         f"data.cache={folder / 'cache'}",
         f"data.max_length={LENGTH}",
         f"data.tokens_per_microbatch={LENGTH}",
-        "data.prompts_per_step=8",
+        "data.prompts_per_step=4",
         "compute.precision=fp32",
         "parallel.tp=2",
         "parallel.pp=2",
-        "optimizer.lr=0.001",
+        "optimizer.lr=0.002",
         "optimizer.schedule=wsd",
         "optimizer.warmup_steps=5",
         f"max_steps={steps}",
