@@ -70,7 +70,7 @@ class DataConfig(Settings):
     """Folder for the tokenised documents; a run with the same rows, tokenizer and settings finds them there."""
 
     tokens_per_microbatch: int = Field(default=4096, ge=2)
-    """Length of the packed sequence that a rank computes at a time."""
+    """Most tokens of the packed sequence that a rank computes at a time; it is as long as the step's fullest one."""
     prompts_per_step: int = Field(default=32, ge=1)
     """Documents of an optimizer step, over all ranks."""
     seed: int = Field(default=0, ge=0, lt=2**63)

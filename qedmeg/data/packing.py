@@ -1,4 +1,4 @@
-"""Packing documents into sequences of one fixed length. Pure functions over lengths and documents."""
+"""Packing documents into sequences of one length. Pure functions over lengths and documents."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """TRL's side of sft_speed.py: its SFTTrainer, packing as it recommends, in an environment of its own.
 
-python tests/benchmarks/trl/train.py MODEL ROWS OUT STEPS TOKENS DOCUMENTS PRECISION
+python tests/benchmarks/trl/train.py MODEL ROWS OUT STEPS TOKENS SEQUENCES PRECISION
 """
 
 import json
