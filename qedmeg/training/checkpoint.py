@@ -1,6 +1,6 @@
 """Training checkpoints: Megatron's torch_dist files, written in the background, complete or not there at all.
 
-A checkpoint is written into `step_N.START.partial`, brought to disk, renamed to `step_N`, and only then marked complete.
+A checkpoint is written into `step_N.START.partial`, brought to disk, renamed to `step_N`, then marked complete.
 It loads bit-exactly at the topology that wrote it, and correctly at any other.
 """
 
