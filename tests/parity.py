@@ -19,8 +19,8 @@ from qedmeg.data.documents import DocumentStore, StoreWriter
 from qedmeg.data.loader import build_step
 
 STEPS = 20
-DOCUMENTS_PER_STEP = 8
-TOKENS_PER_MICROBATCH = 64  # three or four micro-batches a step
+DOCUMENTS_PER_STEP = 4
+TOKENS_PER_MICROBATCH = 64  # two micro-batches a step, mostly
 LONGEST = 32
 DENSE_DOCUMENTS = 2  # documents of a dense micro-batch [b, s]
 OPTIMIZER = OptimizerConfig(lr=1e-3, schedule="constant", weight_decay=0.1, clip_grad=1.0)

@@ -1,5 +1,6 @@
 """Gloo ranks for tests: spawned once a session, since importing torch and Megatron costs more than most tests."""
 
+import gc
 import multiprocessing
 import os
 import tempfile
@@ -86,3 +87,5 @@ def _work(pipe: Connection) -> None:
             return
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
+        # Models hold their groups in cycles, and each group has a thread that wakes a hundred times a second.
+        gc.collect()

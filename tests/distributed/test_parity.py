@@ -63,7 +63,6 @@ def _differences(ranks, expected, store, model, sizes, world_size, compute, pack
         ({"cp": 2}, 2),
         ({"pp": 2, "vpp": 2}, 2),
         ({"tp": 2, "pp": 2}, 4),
-        ({"tp": 2, "cp": 2, "sp": True}, 4),
     ],
 )
 def test_packed_and_dense_training(ranks, expected, store, sizes, world_size, packed):
@@ -79,6 +78,7 @@ def test_packed_and_dense_training(ranks, expected, store, sizes, world_size, pa
         ("plain", {"pp": 3}, 3, {}),  # layers 2, 1, 1
         ("plain", {"tp": 4}, 4, {}),  # more ranks than KV heads
         ("plain", {"tp": 2}, 4, {}),  # TP2 × DP2
+        ("plain", {"tp": 2, "cp": 2, "sp": True}, 4, {}),
         ("plain", {"tp": 2, "sp": True}, 2, {"recompute": "full"}),
         ("plain", {"tp": 2}, 2, {"recompute": "selective"}),
         ("tied", {}, 1, {}),
