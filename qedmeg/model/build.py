@@ -150,7 +150,8 @@ def transformer_config(model: Architecture, parallelism: Parallelism, compute: C
         # weights always come from a checkpoint: filling them with random numbers first would be wasted
         perform_initialization=False,
         masked_softmax_fusion=False,
-        bias_activation_fusion=fused,
+        # one saved tensor a layer in place of three; written in plain torch, it needs no GPU
+        bias_activation_fusion=True,
         bias_dropout_fusion=False,
         apply_rope_fusion=fused,
         persist_layer_norm=fused,

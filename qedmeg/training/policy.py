@@ -71,7 +71,12 @@ class Policy:
                 "optimizer.warmup_steps"
             )
         divisor = batch.loss_divisor if forward_only else trained
-        metrics = {"tokens": float(batch.tokens), "trained_tokens": trained, "fill": batch.fill}
+        metrics = {
+            "tokens": float(batch.tokens),
+            "trained_tokens": trained,
+            "fill": batch.fill,
+            "microbatch_tokens": float(batch.microbatches[0].tokens_T.numel()),
+        }
         return loss_sum / max(divisor, 1.0), metrics
 
     def _run(

@@ -6,8 +6,8 @@ The two take turns, and the matrix-product rate is measured between them, so tha
 TRL has an environment of its own, made from trl/requirements.txt at the first run. Asked are 1.3 times its trained
 tokens a second in fp32, 2 times in bf16, and at most 0.7 times its peak memory.
 
-The peaks are not quite of the same thing: TRL's sequences are filled up to 4,096 tokens, and qedmeg's micro-batches are
-as long as the step's fullest bin, which with 2 documents a step was 3,520 to 3,648 tokens, two of them a step.
+TRL's packed sequences are filled up to 4,096 tokens, qedmeg's micro-batches are as long as the step's fullest bin: with
+the documents of a default step that is nearly as much. The longest of each side stand in the result.
 """
 
 import argparse
@@ -119,6 +119,7 @@ def run_qedmeg(folder: Path, number: int, args: argparse.Namespace) -> dict[str,
         [line["train/step_time"] for line in steps],
         [line["train/trained_tokens"] for line in steps],
         [line["train/loss"] for line in steps],
+        [line["train/microbatch_tokens"] for line in steps],
         peak,
     )
 
@@ -130,13 +131,20 @@ def run_trl(folder: Path, number: int, args: argparse.Namespace) -> dict[str, An
     command = [str(trl_python()), str(HERE / "trl" / "train.py"), str(folder / "model"), str(folder / "rows.jsonl")]
     peak = measure([*command, str(out), *sizes], args.threads, folder / f"trl-{number}.log")
     found = json.loads(out.read_text())
-    return _rates(found["seconds"], found["trained_tokens"], found["losses"], peak)
+    return _rates(found["seconds"], found["trained_tokens"], found["losses"], found["lengths"], peak)
 
 
-def _rates(seconds: list[float], trained: list[float], losses: list[float], peak: int) -> dict[str, Any]:
+def _rates(
+    seconds: list[float], trained: list[float], losses: list[float], lengths: list[float], peak: int
+) -> dict[str, Any]:
     """Without the first step, in which both set up."""
-    rate = sum(trained[1:]) / sum(seconds[1:])
-    return {"tokens_per_second": rate, "peak_bytes": peak, "first_loss": losses[0], "last_loss": losses[-1]}
+    return {
+        "tokens_per_second": sum(trained[1:]) / sum(seconds[1:]),
+        "peak_bytes": peak,
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+        "longest": max(lengths),
+    }
 
 
 def main() -> None:
@@ -145,9 +153,9 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, required=True, help="folder of DeepSeek-Math-V2's *.jsonl")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=2, help="of each side (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=5, help="of each run, the first not counted (default: 5)")
-    parser.add_argument("--sequences", type=int, default=2, help="TRL's packed sequences a step (default: 2)")
-    parser.add_argument("--documents", type=int, default=4, help="qedmeg's documents a step (default: 4)")
+    parser.add_argument("--steps", type=int, default=3, help="of each run, the first not counted (default: 3)")
+    parser.add_argument("--sequences", type=int, default=3, help="TRL's packed sequences a step (default: 3)")
+    parser.add_argument("--documents", type=int, default=8, help="qedmeg's documents a step (default: 8)")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side (default: 3)")
     args = parser.parse_args()
     trl_python()
@@ -187,6 +195,7 @@ def _report(
         result[name] = {
             "tokens_per_second": {"median": statistics.median(speeds), "lowest": min(speeds), "highest": max(speeds)},
             "peak_gb": peak / 1e9,
+            "longest_microbatch": max(run["longest"] for run in found),
             "share_of_matrix_rate": share,
             "losses": [found[0]["first_loss"], found[0]["last_loss"]],
         }

@@ -32,7 +32,7 @@ def main(model: str, rows: str, out: str, steps: str, tokens: str, accumulated: 
     """Train, and write seconds, losses and trained tokens of each step to OUT."""
     bf16 = precision == "bf16"
     tokenizer = AutoTokenizer.from_pretrained(model)
-    clock, trained = Clock(), []
+    clock, trained, lengths = Clock(), [], []
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16 if bf16 else torch.float32),
         processing_class=tokenizer,
@@ -61,6 +61,7 @@ def main(model: str, rows: str, out: str, steps: str, tokens: str, accumulated: 
 
     def counted(model: torch.nn.Module, inputs: dict[str, torch.Tensor], *rest: object, **more: object) -> object:
         trained.append(int((inputs["labels"] != -100).sum()))
+        lengths.append(inputs["input_ids"].numel())
         return compute_loss(model, inputs, *rest, **more)
 
     trainer.compute_loss = counted
@@ -69,6 +70,7 @@ def main(model: str, rows: str, out: str, steps: str, tokens: str, accumulated: 
     result = {
         "seconds": [after - before for before, after in zip(clock.times, clock.times[1:], strict=False)],
         "trained_tokens": [sum(trained[i : i + per_step]) for i in range(0, len(trained), per_step)],
+        "lengths": lengths,
         "losses": [line["loss"] for line in trainer.state.log_history if "loss" in line],
     }
     Path(out).write_text(json.dumps(result))
