@@ -20,7 +20,7 @@ from qedmeg import device
 from qedmeg.conversion import report
 from qedmeg.conversion.report import Report
 from qedmeg.conversion.stored import HuggingFaceModel, MegatronModel, StoredModel, blocks, nbytes
-from qedmeg.conversion.verify import CONVERSION_CHECKS, verify
+from qedmeg.conversion.verify import CHECKS, verify
 from qedmeg.errors import UserError
 from qedmeg.model import checkpoint_folder, families, weights
 from qedmeg.model.checkpoint_folder import CheckpointInfo
@@ -44,7 +44,7 @@ def hf_to_megatron(
     pp: int = 1,
     ep: int = 1,
     dtype: torch.dtype | None = None,
-    checks: Collection[str] = CONVERSION_CHECKS,
+    checks: Collection[str] = CHECKS,
     overwrite: bool = False,
 ) -> Report:
     """Write the checkpoint folder `out` from a Hugging Face folder, laid out as `tp` × `pp` × `ep` ranks would save it.
@@ -81,9 +81,7 @@ def hf_to_megatron(
         return _convert("hf_to_megatron", source, out, write, read, nbytes(source, dtype), checks, overwrite)
 
 
-def megatron_to_hf(
-    megatron: Path, out: Path, *, checks: Collection[str] = CONVERSION_CHECKS, overwrite: bool = False
-) -> Report:
+def megatron_to_hf(megatron: Path, out: Path, *, checks: Collection[str] = CHECKS, overwrite: bool = False) -> Report:
     """Write the Hugging Face folder `out` from a checkpoint folder, each tensor in the dtype that it has there.
 
     Where a check finds a difference the folder stays `OUT.partial`, with its report.

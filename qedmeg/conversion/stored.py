@@ -8,7 +8,7 @@ import torch
 
 from qedmeg.errors import UserError
 from qedmeg.model import families, torch_dist, weights
-from qedmeg.model.checkpoint_folder import Checkpoint
+from qedmeg.model.checkpoint_folder import Checkpoint, read_checkpoint_folder
 from qedmeg.model.safetensors_file import Reader
 from qedmeg.model.weights import GlobalTensor
 
@@ -124,6 +124,18 @@ class MegatronModel:
 
 
 StoredModel = HuggingFaceModel | MegatronModel
+
+
+def read_whole_checkpoint(folder: Path) -> Checkpoint:
+    """A checkpoint folder to train from, looked at more closely than by its marker: without the look, a damaged file
+    would end a run in Megatron's traceback.
+
+    Raises:
+        UserError: it was not written to its end, a file is missing or cut short, or its tensors are of another model.
+    """
+    checkpoint = read_checkpoint_folder(folder)
+    with MegatronModel(checkpoint):
+        return checkpoint
 
 
 def nbytes(stored: StoredModel, dtype: torch.dtype | None = None) -> int:
