@@ -16,9 +16,10 @@ import torch
 from qedmeg.conversion import engines
 from qedmeg.conversion.engines import EngineFailed, Job
 from qedmeg.conversion.report import Check, Report, TensorResult
-from qedmeg.conversion.stored import HuggingFaceModel, StoredModel, blocks, nbytes
+from qedmeg.conversion.stored import HuggingFaceModel, StoredModel, nbytes
 from qedmeg.errors import UserError, near_miss
 from qedmeg.model import weights
+from qedmeg.model.tensor_bytes import blocks
 from qedmeg.monitor.progress import track
 
 CHECKS = ("tensors", "config", "tokenizer", "logits", "vllm")

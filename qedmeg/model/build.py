@@ -19,6 +19,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from qedmeg import device
 from qedmeg.errors import UserError
 from qedmeg.model.families import Architecture
+from qedmeg.model.layers import multiply_in
 from qedmeg.model.output_loss import summed_cross_entropy
 from qedmeg.model.spec import block_spec, has_gradient_accumulation_fusion, has_transformer_engine
 from qedmeg.parallel import Parallelism, stage_layers
@@ -109,7 +110,8 @@ def transformer_config(model: Architecture, parallelism: Parallelism, compute: C
     if compute.recompute == "full":
         options |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     elif compute.recompute == "selective":
-        options |= {"recompute_granularity": "selective", "recompute_modules": ["core_attn", "mlp"]}
+        modules = ["core_attn", "mlp" if model.experts is None else "moe"]
+        options |= {"recompute_granularity": "selective", "recompute_modules": modules}
     if compute.fp8:
         options |= {"fp8": "hybrid", "fp8_recipe": compute.fp8}
         if compute.fp8 == "delayed":
@@ -196,6 +198,11 @@ def build_model(model: Architecture, parallelism: Parallelism, compute: Compute)
             )
         )
         _mark_split_weights(chunks[-1])
+        dtype = device.product_dtype(compute.dtype)
+        if dtype != compute.dtype:
+            for module in chunks[-1].modules():
+                if isinstance(module, ColumnParallelLinear | RowParallelLinear):
+                    multiply_in(module, dtype)
     return chunks
 
 

@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 from qedmeg.monitor.metrics import read_metrics  # noqa: E402
 from tests.benchmarks.proof_inputs import LENGTH, read_proofs, write_inputs  # noqa: E402
 
+LENGTH = 4096
 RESULT = Path(__file__).with_suffix(".json")
 SHAPE = {"vocabulary": 8192, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "head_dim": 32}
 RANKS = 4
