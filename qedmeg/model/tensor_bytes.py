@@ -6,9 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-BLOCK_BYTES = (
-    2 << 20
-)  # of a tensor at a time, where all is not wanted; from 4 MB on, malloc asks for new pages each time
+BLOCK_BYTES = 2 << 20  # of a tensor at a time; from 4 MB on, malloc would ask for new pages each time
 
 
 def blocks(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[tuple[int, int]]:

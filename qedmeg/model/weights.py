@@ -17,6 +17,7 @@ from qedmeg.errors import UserError
 from qedmeg.model import families, tensor_bytes
 from qedmeg.model.families import Architecture, Rule
 from qedmeg.model.safetensors_file import Reader, TensorInfo
+from qedmeg.monitor.progress import track
 
 TIED_OUTPUT = "lm_head.weight"
 
@@ -255,7 +256,8 @@ def load_hf(chunks: list[Any], model: Architecture, folder: Path) -> None:
     with Reader(folder) as reader:
         check_sources(model, reader.tensors, folder)
         stores_tied_output(reader, model, folder)
-        for shard in sharded_tensors(chunks):
+        shards = sharded_tensors(chunks)
+        for shard in track(shards, "read weights", len(shards), show=torch.distributed.get_rank() == 0):
             chunk = read_chunk(
                 reader, tensors[shard.key], shard.global_offset, shard.local_shape, dtype=shard.data.dtype
             )
