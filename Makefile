@@ -12,7 +12,7 @@ install: $(READY)
 $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 		{ echo "error: $(PYTHON) is not Python 3.11; choose one with PYTHON=/path/to/python3.11"; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --no-deps --no-compile --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/pip install --no-deps --quiet --disable-pip-version-check --no-build-isolation -e .
 	@touch $(READY)

@@ -27,7 +27,7 @@ def main() -> int:
     parser.add_argument("--pp", type=int, default=1, help="pipeline-parallel size (default: %(default)s)")
     parser.add_argument("--ep", type=int, default=1, help="expert-parallel size (default: %(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, help="round the weights to it (default: as they are stored)")
-    verify.add_checks_argument(parser, verify.CONVERSION_CHECKS)
+    verify.add_checks_argument(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace a complete checkpoint at --out")
     args = parser.parse_args()
     report = convert.hf_to_megatron(

@@ -10,7 +10,7 @@ from qedmeg.errors import EXIT_DIFFERS, run_command
 
 EPILOG = """\
 example:
-  python conversion/megatron_to_hf.py --megatron runs/sft/checkpoints/step-200 --out models/Qwen3-4B-proofs
+  python conversion/megatron_to_hf.py --megatron runs/sft/checkpoints/step_00000200 --out models/Qwen3-4B-proofs
 
 status: 0 all checks passed; 1 something differs (the result stays OUT.partial, with its report); 2 bad input"""
 
@@ -21,7 +21,7 @@ def main() -> int:
     )
     parser.add_argument("--megatron", type=Path, required=True, help="checkpoint folder")
     parser.add_argument("--out", type=Path, required=True, help="folder to write the Hugging Face model to")
-    verify.add_checks_argument(parser, verify.CONVERSION_CHECKS)
+    verify.add_checks_argument(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace a complete model at --out")
     args = parser.parse_args()
     report = convert.megatron_to_hf(args.megatron, args.out, checks=args.checks, overwrite=args.overwrite)

@@ -25,7 +25,7 @@ def main() -> int:
     )
     parser.add_argument("--hf", type=Path, action="append", required=True, help="Hugging Face folder; once or twice")
     parser.add_argument("--megatron", type=Path, help="checkpoint folder")
-    verify.add_checks_argument(parser, verify.CHECKS)
+    verify.add_checks_argument(parser)
     parser.add_argument("--report", type=Path, help="folder for the report (default: the second of the two)")
     args = parser.parse_args()
     if len(args.hf) + (args.megatron is not None) != 2:

@@ -1,14 +1,14 @@
 """python -m qedmeg COMMAND: what is not a recipe."""
 
 import argparse
+import importlib
+import sys
 
-from qedmeg import doctor
-from qedmeg.data import show_batch
 from qedmeg.errors import run_command
 
 COMMANDS = {
-    "doctor": (doctor, "what is installed here, what is missing for what"),
-    "show-batch": (show_batch, "a packed batch with what is trained on marked"),
+    "doctor": ("qedmeg.doctor", "what is installed here, what is missing for what"),
+    "show-batch": ("qedmeg.data.show_batch", "a packed batch with what is trained on marked"),
 }
 
 
@@ -21,13 +21,18 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (module, summary) in COMMANDS.items():
-        command = commands.add_parser(
-            name, help=summary, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        module.add_arguments(command)
+    asked = sys.argv[1] if len(sys.argv) > 1 else ""
+    module = None
+    for name, (module_name, summary) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
+        if name == asked:
+            # no other: doctor must run where the packages that others need are missing
+            module = importlib.import_module(module_name)
+            command.description = module.__doc__
+            module.add_arguments(command)
     arguments = parser.parse_args()
-    return COMMANDS[arguments.command][0].main(arguments)
+    assert module is not None  # the parser has ended the process for any other word
+    return int(module.main(arguments))
 
 
 if __name__ == "__main__":

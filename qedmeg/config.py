@@ -131,6 +131,8 @@ class ComputeConfig(Settings):
     """FP8 recipe of the matrix products; needs Transformer Engine."""
     recompute: Literal["none", "selective", "full"] = "none"
     """What is computed again in the backward pass to save memory: nothing, attention and MLP, or whole layers."""
+    gradient_accumulation_fusion: bool = False
+    """apex's kernel that adds each weight's gradient straight into its fp32 buffer; needs a GPU."""
 
 
 class OptimizerConfig(Settings):
@@ -187,6 +189,6 @@ class SFTConfig(Settings):
     max_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps, in place of epochs."""
     validate_every: int | None = Field(default=None, ge=1)
-    """Steps between validations; None: only at the end."""
+    """Steps between validations; None: at each checkpoint."""
     seed: int = Field(default=1234, ge=0)
     """Seed of the model's random states."""

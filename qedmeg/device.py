@@ -33,6 +33,16 @@ def current() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if has_gpu() else _CPU
 
 
+def product_dtype(dtype: torch.dtype) -> torch.dtype:
+    """In which precision to multiply matrices of `dtype`: fp32 for bf16 and fp16 on a CPU without units for bf16, whose
+    library functions would take a hundred times as long. The products are the more exact for it."""
+    if has_gpu() or dtype == torch.float32:
+        return dtype
+    cpu: Any = torch.cpu
+    fast = dtype == torch.bfloat16 and (cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
+    return dtype if fast else torch.float32
+
+
 def init_process_group() -> None:
     """Join the process group that torchrun describes in the environment: NCCL on GPUs, gloo on CPUs."""
     if dist.is_initialized():

@@ -212,7 +212,7 @@ def _fast_bf16(machine: Machine) -> Feature:
         on = all(gpu.capability >= (8, 0) for gpu in machine.gpus)
         return Feature("bf16 in hardware", *_on_if(on, "tensor cores", "needs compute capability 8.0 or newer"))
     units = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in machine.cpu_flags]
-    against = "no AMX or AVX-512 BF16 in this CPU: bf16 runs, emulated; fp32 may be as fast"
+    against = "no AMX or AVX-512 BF16 in this CPU: bf16 products are computed in fp32; fp32 throughout is faster"
     return Feature("bf16 in hardware", *_on_if(bool(units), ", ".join(units), against))
 
 

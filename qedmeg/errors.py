@@ -25,10 +25,19 @@ def near_miss(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
+def _main_with_user_errors(main: Callable[[], int]) -> int:
+    try:
+        return main()
+    except (PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+        if error.filename is None:
+            raise
+        raise UserError(f"{error.filename}: {error.strerror}; give another path, or mend its permissions") from error
+
+
 def run_command(main: Callable[[], int]) -> None:
     """Run a command's `main` and exit with its status; a `UserError` becomes one line on stderr and status 2."""
     try:
-        status = main()
+        status = _main_with_user_errors(main)
     except UserError as error:
         rank = os.environ.get("LOCAL_RANK", "0")
         if rank != "0":

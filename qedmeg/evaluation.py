@@ -12,8 +12,10 @@ from statistics import mean
 from transformers import AutoTokenizer
 
 from qedmeg.data.problems import Problem, generate
+from qedmeg.errors import UserError
 from qedmeg.grading.grade import Failed, Graded
 from qedmeg.grading.symbolic import grade
+from qedmeg.model.families import read_architecture
 from qedmeg.monitor.progress import track
 from qedmeg.rollout.engine import Engine
 
@@ -112,6 +114,21 @@ def _by_item(sampled: Sequence[GradedProof], greedy: Sequence[GradedProof]) -> d
     return {name: (first[name], second.get(name, 0.0)) for name in sorted(first)}
 
 
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse what would end in an error after minutes, or in a mean of nothing."""
+    model = read_architecture(arguments.model)
+    if not arguments.out.absolute().parent.is_dir():
+        raise UserError(f"--out: {arguments.out.parent}: no such folder; make it")
+    for option in ("problems", "samples"):
+        if getattr(arguments, option) < 1:
+            raise UserError(f"--{option}: {getattr(arguments, option)} is less than 1")
+    if arguments.max_length > model.max_positions:
+        raise UserError(
+            f"--max-length: {arguments.max_length} is longer than the model's context of {model.max_positions}; "
+            "lower it"
+        )
+
+
 def main() -> int:
     """Evaluate a model folder from the command line and write the result as JSON."""
     parser = argparse.ArgumentParser(
@@ -126,6 +143,7 @@ def main() -> int:
     parser.add_argument("--max-length", type=int, default=320, help="longest prompt and proof (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of problems and sampling (default: %(default)s)")
     arguments = parser.parse_args()
+    _check(arguments)
     problems = generate("heldout", arguments.problems, arguments.seed)
     result = evaluate(arguments.model, problems, arguments.samples, arguments.max_length, arguments.seed)
     partial = arguments.out.with_suffix(".partial")

@@ -56,7 +56,7 @@ def read_job(recipe: Path, config: Path, overrides: Sequence[str]) -> Job:
         raise UserError(f"--config {config}: no such file{near_miss(config.name, neighbours)}")
     for override in overrides:
         if not _OVERRIDE.fullmatch(override):
-            raise UserError(f"argument '{override}': expected key=value, such as training.steps=100")
+            raise UserError(f"argument '{override}': expected key=value, such as max_steps=100")
     given = [override.removeprefix("run_dir=") for override in overrides if override.startswith("run_dir=")]
     name = given[-1] if given else _run_dir_of(config) or f"runs/{config.stem}"
     run_dir = Path(name).expanduser().absolute()

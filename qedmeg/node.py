@@ -26,7 +26,7 @@ from torch.distributed.elastic.multiprocessing.api import LogsDest, LogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from qedmeg.errors import EXIT_REQUEUE
+from qedmeg.errors import EXIT_REQUEUE, EXIT_USER_ERROR
 
 RENDEZVOUS_SECONDS = 900  # the nodes of a job may come up minutes apart
 TAIL_LINES = 30
@@ -129,7 +129,11 @@ def run_node(node: Node, command: Sequence[str]) -> int:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         status = failure.exitcode if failure.exitcode >= 0 else 128 - failure.exitcode
-        if status not in (EXIT_REQUEUE, 2):
+        if status == EXIT_USER_ERROR and rank != 0:
+            # the ranks take turns with some of the reading: the mistake may be known to this one alone
+            told = rank_log(node.logs, rank, "err").read_text(encoding="utf-8", errors="replace")
+            print(told, end="", file=sys.stderr)
+        elif status not in (EXIT_REQUEUE, EXIT_USER_ERROR):
             _report_failure(rank, status, node.logs)
         return status
     finally:

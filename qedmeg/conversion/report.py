@@ -54,6 +54,11 @@ class Report:
         """Whether no check found a difference, or failed to look for one."""
         return all(check.status in ("equal", "not run") for check in self.checks)
 
+    @property
+    def not_run(self) -> list[str]:
+        """Names of the checks that were asked for and could not be made here."""
+        return [check.name for check in self.checks if check.status == "not run"]
+
     def summary(self) -> str:
         """A line for each check, for a terminal."""
         width = max(len(check.name) for check in self.checks)
@@ -62,7 +67,7 @@ class Report:
 
 def write(report: Report, folder: Path, stem: str) -> None:
     """Write `STEM.json` and `STEM.md` into a folder."""
-    content = {"equal": report.equal} | dataclasses.asdict(report)
+    content = {"equal": report.equal, "not_run": report.not_run} | dataclasses.asdict(report)
     (folder / f"{stem}.json").write_text(json.dumps(content, indent=1) + "\n")
     (folder / f"{stem}.md").write_text(markdown(report))
 
@@ -70,6 +75,8 @@ def write(report: Report, folder: Path, stem: str) -> None:
 def markdown(report: Report) -> str:
     """The report as a page: the verdict, a row for each check, a row for each tensor."""
     verdict = "No difference was found." if report.equal else "**They differ.**"
+    if report.not_run:
+        verdict += f" Not looked at: {', '.join(report.not_run)}."
     lines = [
         f"# {report.kind}: {'equal' if report.equal else 'differs'}",
         "",

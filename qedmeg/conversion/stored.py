@@ -1,18 +1,15 @@
 """A model on disk, in Hugging Face's format or in Megatron's, read a block of rows at a time."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from qedmeg.errors import UserError
 from qedmeg.model import families, torch_dist, weights
-from qedmeg.model.checkpoint_folder import Checkpoint
+from qedmeg.model.checkpoint_folder import Checkpoint, read_checkpoint_folder
 from qedmeg.model.safetensors_file import Reader
 from qedmeg.model.weights import GlobalTensor
-
-BLOCK_BYTES = 2 << 20  # what conversion holds of a tensor at a time; from 4 MB on, malloc asks for new pages each time
 
 
 class HuggingFaceModel:
@@ -28,32 +25,15 @@ class HuggingFaceModel:
         self.notes: list[str] = []
         self._reader = Reader(folder)
         weights.check_sources(self.model, self._reader.tensors, folder)
-        self._check_tied_output()
+        if weights.stores_tied_output(self._reader, self.model, folder):
+            name, embedding = weights.TIED_OUTPUT, families.EMBEDDING.sources[0][0]
+            self.notes.append(f"{name} is stored beside {embedding}, equal to it, and left out: the model is tied")
 
     def __enter__(self) -> "HuggingFaceModel":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._reader.close()
-
-    def _check_tied_output(self) -> None:
-        """A tied model has no output layer of its own; some folders store one all the same."""
-        tensors, name, embedding = self._reader.tensors, weights.TIED_OUTPUT, families.EMBEDDING.sources[0][0]
-        if not self.model.tied or name not in tensors:
-            return
-        whole = weights.global_tensors(self.model)[families.EMBEDDING.key]
-        equal = (tensors[name].dtype, tensors[name].shape) == (tensors[embedding].dtype, tensors[embedding].shape)
-        for start, stop in blocks(whole.shape, tensors[embedding].dtype) if equal else ():
-            rows = [torch.empty((stop - start, *whole.shape[1:]), dtype=tensors[embedding].dtype) for _ in range(2)]
-            self._reader.read_rows(name, start, rows[0])
-            self._reader.read_rows(embedding, start, rows[1])
-            equal = equal and torch.equal(rows[0], rows[1])
-        if not equal:
-            raise UserError(
-                f"{self.path / 'config.json'}: tie_word_embeddings: true, but {name} is not equal to {embedding}; set "
-                f"it to false, or remove {name}"
-            )
-        self.notes.append(f"{name} is stored beside {embedding}, equal to it, and left out: the model is tied")
 
     def dtype(self, tensor: GlobalTensor) -> torch.dtype:
         """In which it is stored."""
@@ -126,14 +106,19 @@ class MegatronModel:
 StoredModel = HuggingFaceModel | MegatronModel
 
 
+def read_whole_checkpoint(folder: Path) -> Checkpoint:
+    """A checkpoint folder to train from, looked at more closely than by its marker: without the look, a damaged file
+    would end a run in Megatron's traceback.
+
+    Raises:
+        UserError: it was not written to its end, a file is missing or cut short, or its tensors are of another model.
+    """
+    checkpoint = read_checkpoint_folder(folder)
+    with MegatronModel(checkpoint):
+        return checkpoint
+
+
 def nbytes(stored: StoredModel, dtype: torch.dtype | None = None) -> int:
     """Bytes of all tensors of a model, in `dtype` or as they are stored."""
     tensors = weights.global_tensors(stored.model).values()
     return sum(math.prod(tensor.shape) * (dtype or stored.dtype(tensor)).itemsize for tensor in tensors)
-
-
-def blocks(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[tuple[int, int]]:
-    """First and last + 1 row of each block of a tensor, at most `BLOCK_BYTES` or one row large."""
-    rows = max(1, BLOCK_BYTES // (math.prod(shape[1:]) * dtype.itemsize))
-    for start in range(0, shape[0], rows):
-        yield start, min(start + rows, shape[0])

@@ -16,13 +16,13 @@ import torch
 from qedmeg.conversion import engines
 from qedmeg.conversion.engines import EngineFailed, Job
 from qedmeg.conversion.report import Check, Report, TensorResult
-from qedmeg.conversion.stored import HuggingFaceModel, StoredModel, blocks, nbytes
+from qedmeg.conversion.stored import HuggingFaceModel, StoredModel, nbytes
 from qedmeg.errors import UserError, near_miss
 from qedmeg.model import weights
+from qedmeg.model.tensor_bytes import blocks
 from qedmeg.monitor.progress import track
 
 CHECKS = ("tensors", "config", "tokenizer", "logits", "vllm")
-CONVERSION_CHECKS = ("tensors", "config", "tokenizer", "logits")
 
 LOGITS_BOUND = 1e-5
 LOGPROBS_BOUND = 1e-4
@@ -52,25 +52,32 @@ _TOKENIZER_FILES = (
 _IMPORTS_BYTES = 2 * 10**9
 
 
-def add_checks_argument(parser: argparse.ArgumentParser, default: Sequence[str]) -> None:
-    """`--checks NAME,NAME,...`, as a tuple."""
+def add_checks_argument(parser: argparse.ArgumentParser) -> None:
+    """`--checks NAME,NAME,...`, as a tuple of known names, not empty."""
     parser.add_argument(
         "--checks",
-        type=lambda text: tuple(filter(None, text.split(","))),
-        default=tuple(default),
-        help=f"which of {','.join(CHECKS)} to make (default: {','.join(default)})",
+        type=_known_checks,
+        default=CHECKS,
+        help=f"which of {','.join(CHECKS)} to make (default: all)",
     )
+
+
+def _known_checks(text: str) -> tuple[str, ...]:
+    names = tuple(filter(None, text.split(",")))
+    for name in names:
+        if name not in CHECKS:
+            raise UserError(f"--checks: '{name}' is not known{near_miss(name, CHECKS)}; known: {', '.join(CHECKS)}")
+    if not names:
+        raise UserError(f"--checks: names no check, and nothing would be proved; known: {', '.join(CHECKS)}")
+    return names
 
 
 def verify(first: StoredModel, second: StoredModel, checks: Collection[str] = CHECKS) -> Report:
     """Compare two stored models in the ways that `checks` names.
 
     Raises:
-        UserError: a check is unknown, or the models are not of one shape, so that there is nothing to compare.
+        UserError: the models are not of one shape, so that there is nothing to compare.
     """
-    for name in checks:
-        if name not in CHECKS:
-            raise UserError(f"--checks: '{name}' is not known{near_miss(name, CHECKS)}; known: {', '.join(CHECKS)}")
     _check_same_shape(first, second)
     tensors: list[TensorResult] = []
     found: list[Check] = []
@@ -264,7 +271,10 @@ def _asker(tokens: list[list[int]]) -> Ask:
 
 
 def compare_logits(first: StoredModel, second: StoredModel, ask: Ask) -> Check:
-    """Logits in fp32 of both sides, Hugging Face's by transformers and Megatron's by Megatron-core."""
+    """Logits in fp32 of both sides, Hugging Face's by transformers and Megatron's by Megatron-core.
+
+    The bound is relative to the largest logit where that is over 1, as the resolution of fp32 is.
+    """
     size = nbytes(first, torch.float32) * 1.3
     if lacking := _lacking_memory(size):
         return Check("logits", "not run", lacking)

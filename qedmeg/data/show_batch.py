@@ -14,6 +14,7 @@ from qedmeg.data.loader import Step, TrainLoader
 from qedmeg.data.packing import PackedBatch
 from qedmeg.data.tokenizer import Tokenizer, load_tokenizer
 from qedmeg.errors import UserError
+from qedmeg.model.checkpoint_folder import read_checkpoint_folder
 from qedmeg.settings import Settings, describe, load_config
 
 # Data is anybody's: an escape sequence in it must not reach the terminal.
@@ -23,6 +24,8 @@ _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 class _ModelSection(Settings, extra="ignore"):
     hf: str | None = None
     """The model's Hugging Face folder or hub id, read for its tokenizer where data.tokenizer is not set."""
+    megatron: Path | None = None
+    """A Megatron checkpoint folder, whose tokenizer is read where neither of the others is set."""
 
 
 class _ShowBatchSettings(Settings, extra="ignore"):
@@ -56,8 +59,12 @@ def main(args: argparse.Namespace) -> int:
         raise UserError(f"--step {args.step} --microbatches {args.microbatches}: expected at least 0 and 1")
     settings = load_config(_ShowBatchSettings, args.config, args.overrides)
     source = settings.data.tokenizer or settings.model.hf
+    if source is None and settings.model.megatron is not None:
+        source = str(read_checkpoint_folder(settings.model.megatron).hf)
     if source is None:
-        raise UserError(f"{args.config}: neither data.tokenizer nor model.hf is set: there is no tokenizer to read")
+        raise UserError(
+            f"{args.config}: neither data.tokenizer, model.hf nor model.megatron is set: there is no tokenizer to read"
+        )
     tokenizer = load_tokenizer(source, settings.data.chat_template)
     train, validation = load_documents(settings.data, tokenizer)
 

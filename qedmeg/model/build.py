@@ -19,8 +19,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from qedmeg import device
 from qedmeg.errors import UserError
 from qedmeg.model.families import Architecture
+from qedmeg.model.layers import multiply_in
 from qedmeg.model.output_loss import summed_cross_entropy
-from qedmeg.model.spec import block_spec, has_transformer_engine
+from qedmeg.model.spec import block_spec, has_gradient_accumulation_fusion, has_transformer_engine
 from qedmeg.parallel import Parallelism, stage_layers
 
 Recompute = Literal["none", "selective", "full"]
@@ -35,6 +36,7 @@ class Compute:
     transformer_engine: bool = False
     fp8: Fp8Recipe | None = None
     recompute: Recompute = "none"
+    gradient_accumulation_fusion: bool = False
 
 
 class LanguageModel(GPTModel):
@@ -73,7 +75,7 @@ def check(compute: Compute) -> None:
     """Refuse what this installation cannot compute. Megatron-core alone ignores FP8 in silence.
 
     Raises:
-        UserError: Transformer Engine or FP8 is asked for and not there.
+        UserError: Transformer Engine, FP8 or apex is asked for and not there.
     """
     if compute.fp8 and not compute.transformer_engine:
         raise UserError(f"compute.fp8: {compute.fp8} needs compute.transformer_engine: true")
@@ -81,6 +83,11 @@ def check(compute: Compute) -> None:
         raise UserError(
             "compute.transformer_engine: true, but the package transformer_engine is not installed; install "
             "requirements-gpu.txt on a machine with a GPU, or set it to false"
+        )
+    if compute.gradient_accumulation_fusion and not has_gradient_accumulation_fusion():
+        raise UserError(
+            "compute.gradient_accumulation_fusion: true, but the package apex is not installed with its CUDA "
+            "extensions; build it as requirements-gpu.txt says on a machine with a GPU, or set it to false"
         )
 
 
@@ -103,7 +110,8 @@ def transformer_config(model: Architecture, parallelism: Parallelism, compute: C
     if compute.recompute == "full":
         options |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     elif compute.recompute == "selective":
-        options |= {"recompute_granularity": "selective", "recompute_modules": ["core_attn", "mlp"]}
+        modules = ["core_attn", "mlp" if model.experts is None else "moe"]
+        options |= {"recompute_granularity": "selective", "recompute_modules": modules}
     if compute.fp8:
         options |= {"fp8": "hybrid", "fp8_recipe": compute.fp8}
         if compute.fp8 == "delayed":
@@ -155,7 +163,7 @@ def transformer_config(model: Architecture, parallelism: Parallelism, compute: C
         bias_dropout_fusion=False,
         apply_rope_fusion=fused,
         persist_layer_norm=fused,
-        gradient_accumulation_fusion=False,
+        gradient_accumulation_fusion=compute.gradient_accumulation_fusion,
         **options,
     )
 
@@ -190,6 +198,11 @@ def build_model(model: Architecture, parallelism: Parallelism, compute: Compute)
             )
         )
         _mark_split_weights(chunks[-1])
+        dtype = device.product_dtype(compute.dtype)
+        if dtype != compute.dtype:
+            for module in chunks[-1].modules():
+                if isinstance(module, ColumnParallelLinear | RowParallelLinear):
+                    multiply_in(module, dtype)
     return chunks
 
 

@@ -22,7 +22,10 @@ HF_FOLDER = "hf"
 FORMAT = 1
 
 # README.md tells of the source model and would be untrue of what becomes of it
-_LEFT_OUT = ("readme.md", "model.safetensors.index.json", "pytorch_model.bin.index.json")
+_LEFT_OUT = (
+    *("readme.md", "model.safetensors.index.json", "pytorch_model.bin.index.json"),
+    *(MARKER, "report.json", "report.md", "verify.json", "verify.md"),  # what qedmeg has said of the source
+)
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".distcp")
 
 
@@ -64,8 +67,7 @@ def copy_hf_files(source: Path, target: Path) -> None:
     """Copy every file of a Hugging Face folder that is neither weights, hidden nor the README of the source model."""
     for path in sorted(source.iterdir()):
         name = path.name.lower()
-        ours = path.name in (MARKER, "report.json", "report.md")
-        if path.is_file() and not (name.startswith(".") or name.endswith(_WEIGHTS) or name in _LEFT_OUT or ours):
+        if path.is_file() and not (name.startswith(".") or name.endswith(_WEIGHTS) or name in _LEFT_OUT):
             shutil.copyfile(path, target / path.name)
     templates = source / "additional_chat_templates"
     if templates.is_dir():
@@ -114,7 +116,7 @@ def partial_folder(out: Path, overwrite: bool, size: int) -> Path:
     out = out.resolve()
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; give a folder to write")
-    ours = any((out / name).is_file() for name in (MARKER, INFO_FILE, "report.json"))
+    ours = any((out / name).is_file() for name in (MARKER, INFO_FILE)) or _is_our_report(out / "report.json")
     if out.exists() and any(out.iterdir()):
         if not ours:
             raise UserError(f"{out}: holds other files; give a new folder")
@@ -132,6 +134,14 @@ def partial_folder(out: Path, overwrite: bool, size: int) -> Path:
         partial.rmdir()
         raise UserError(f"{out.parent}: {free / 1e9:.1f} GB are free and {size / 1e9:.1f} GB needed; make room")
     return partial
+
+
+def _is_our_report(path: Path) -> bool:
+    """Whether a conversion wrote this file; that of a Hugging Face model has no other mark before the last one."""
+    try:
+        return json.loads(path.read_text())["kind"] in ("hf_to_megatron", "megatron_to_hf")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def publish(partial: Path, out: Path) -> None:

@@ -183,6 +183,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error}); fetch it again") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: not a JSON object; fetch it again")
     return config
 
 
@@ -203,10 +205,13 @@ def read_architecture(folder: Path) -> Architecture:
         if found != value and not (not found and not value):
             raise UserError(f"{path}: {field}: {found!r} is not supported for {name}; it must be {value!r}")
 
-    def need(*fields: str) -> Any:
+    def need(*fields: str) -> int:
         for field in fields:
-            if field in config:
-                return config[field]
+            if config.get(field) is not None:
+                value = config[field]
+                if type(value) is not int or value < 1:
+                    raise UserError(f"{path}: {field}: {value!r} is not a whole number of 1 or more; fetch it again")
+                return value
         raise UserError(f"{path}: {fields[0]}: missing; a {name} config has it")
 
     heads = need("num_attention_heads")
@@ -216,8 +221,8 @@ def read_architecture(folder: Path) -> Architecture:
         hidden=need("hidden_size"),
         ffn_hidden=need("intermediate_size"),
         heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or need("hidden_size") // heads,
+        kv_heads=need("num_key_value_heads", "num_attention_heads"),
+        head_dim=need("head_dim") if config.get("head_dim") is not None else need("hidden_size") // heads,
         vocabulary=need("vocab_size"),
         max_positions=need("max_position_embeddings"),
         norm_eps=config.get("rms_norm_eps", 1e-6),
@@ -249,6 +254,8 @@ def _rope(config: dict[str, Any], path: Path) -> tuple[float, float | None]:
         if rope.get(field, value) != value:
             # Megatron-core's RotaryEmbedding has these three built in.
             raise UserError(f"{path}: rope_parameters.{field}: {rope[field]} is not supported; it must be {value}")
+    if not isinstance(rope.get("factor"), int | float):
+        raise UserError(f"{path}: rope_parameters.factor: {rope.get('factor')!r} is not a number; llama3 needs it")
     return base, float(rope["factor"])
 
 

@@ -13,6 +13,8 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from qedmeg import device
+
 
 class RMSNorm(torch.nn.Module):
     """Root mean square norm (arXiv 1910.07467, eq. 4), computed in fp32 as transformers does.
@@ -96,6 +98,29 @@ def _block(documents: list[tuple[int, int]]) -> AttentionBlock:
     return AttentionBlock(start, end, torch.minimum(index_DL, ends_D[:, None] - 1), real_T)
 
 
+def multiply_in(linear: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Let one of Megatron's parallel linear layers compute in another precision than its weights and inputs have.
+
+    What backward needs is kept in theirs: it has been there before, so that nothing is lost.
+    """
+    layer: Any = linear
+    forward = layer._forward_impl
+
+    def converted(
+        input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, **options: Any
+    ) -> torch.Tensor:
+        with torch.autograd.graph.saved_tensors_hooks(lambda kept: kept.to(input.dtype), lambda kept: kept.to(dtype)):
+            output = forward(
+                input=input.to(dtype),
+                weight=weight.to(dtype),
+                bias=bias if bias is None else bias.to(dtype),
+                **options,
+            )
+        return output.to(input.dtype)
+
+    layer._forward_impl = converted
+
+
 class SDPAttention(MegatronModule):
     """Causal attention by torch's scaled_dot_product_attention: dense or packed, with context parallelism.
 
@@ -164,10 +189,12 @@ class SDPAttention(MegatronModule):
             key, value = self._whole_sequence(key), self._whole_sequence(value)
         query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))  # [b, h, s, d]
         grouped = query.shape[1] != key.shape[1]
+        dtype = query.dtype
+        query, key, value = (tensor.to(device.product_dtype(dtype)) for tensor in (query, key, value))
         attended = F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=mask is None, scale=self.scale, enable_gqa=grouped
         )
-        return attended.permute(2, 0, 1, 3)
+        return attended.permute(2, 0, 1, 3).to(dtype)
 
     def _whole_sequence(self, tensor: torch.Tensor) -> torch.Tensor:
         """[s / CP, ...] of each rank to [s, ...] in the sequence's order."""

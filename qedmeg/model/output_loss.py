@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from qedmeg import device
+
 CHUNK_BYTES = 64 * 2**20
 """fp32 logits of one chunk; large enough that the matrix products run at full speed."""
 
@@ -68,7 +70,8 @@ class _SummedCrossEntropy(torch.autograd.Function):
         tp_group: dist.ProcessGroup,
     ) -> torch.Tensor:
         need_hidden, need_weight = context.needs_input_grad[:2]
-        weight_RH = weight_VH[:real]
+        dtype = device.product_dtype(hidden_TH.dtype)
+        weight_RH = weight_VH[:real].to(dtype)
         grad_hidden_TH = torch.zeros_like(hidden_TH) if need_hidden else None
         # The weight's gradient sums many chunks: in fp32, as Megatron's own gradient buffers do.
         grad_weight_VH = torch.zeros_like(weight_VH, dtype=torch.float32) if need_weight else None
@@ -77,15 +80,15 @@ class _SummedCrossEntropy(torch.autograd.Function):
         for start in range(0, kept_K.numel(), size):
             chunk = slice(start, start + size)
             tokens_C = kept_K[chunk]
-            hidden_CH = hidden_TH[tokens_C]
+            hidden_CH = hidden_TH[tokens_C].to(dtype)
             logits_CR = (hidden_CH @ weight_RH.T).float()
             losses_C, grad_CR = _loss_and_gradient(logits_CR, labels_K[chunk], tp_group)
             loss += (losses_C * mask_K[chunk]).sum()
             if grad_hidden_TH is None and grad_weight_VH is None:
                 continue
-            grad_CR = grad_CR.mul_(mask_K[chunk, None]).to(hidden_TH.dtype)
+            grad_CR = grad_CR.mul_(mask_K[chunk, None]).to(dtype)
             if grad_hidden_TH is not None:
-                grad_hidden_TH[tokens_C] = grad_CR @ weight_RH
+                grad_hidden_TH[tokens_C] = (grad_CR @ weight_RH).to(hidden_TH.dtype)
             if grad_weight_VH is not None:
                 grad_weight_VH[:real] += grad_CR.T @ hidden_CH
         context.save_for_backward(

@@ -126,10 +126,26 @@ class Reader:
         """
         info = self.tensors[name]
         row_bytes = math.prod(info.shape[1:]) * info.dtype.itemsize
+        if not tensor_bytes.read_into(target, self._file(info), info.offset + start * row_bytes):
+            raise UserError(f"{info.path}: ends inside tensor {name}; fetch or write it again")
+
+    def read_columns(self, name: str, start: int, column: int, target: torch.Tensor) -> None:
+        """Fill `target` [rows, columns] from row `start` and `column` of a matrix, reading no other columns.
+
+        Raises:
+            UserError: the file ends before the rows do.
+        """
+        info = self.tensors[name]
+        row_bytes = info.shape[1] * info.dtype.itemsize
+        first = info.offset + start * row_bytes + column * info.dtype.itemsize
+        for row, part in enumerate(target):
+            if not tensor_bytes.read_into(part, self._file(info), first + row * row_bytes):
+                raise UserError(f"{info.path}: ends inside tensor {name}; fetch or write it again")
+
+    def _file(self, info: TensorInfo) -> int:
         if info.path not in self._files:
             self._files[info.path] = os.open(info.path, os.O_RDONLY)
-        if not tensor_bytes.read_into(target, self._files[info.path], info.offset + start * row_bytes):
-            raise UserError(f"{info.path}: ends inside tensor {name}; fetch or write it again")
+        return self._files[info.path]
 
     def read(self, name: str) -> torch.Tensor:
         """The whole of tensor `name`."""

@@ -20,6 +20,12 @@ def has_transformer_engine() -> bool:
         return False
 
 
+@cache
+def has_gradient_accumulation_fusion() -> bool:
+    """Whether apex is installed with the kernel that adds a weight's gradient straight into its buffer."""
+    return importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
+
+
 def block_spec(config: TransformerConfig, transformer_engine: bool, vp_stage: int | None) -> TransformerBlockSubmodules:
     """Megatron-core's spec of this rank's layers: Transformer Engine's modules, or torch's with ours where it lacks.
 

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from qedmeg.errors import UserError
-from qedmeg.model import families
+from qedmeg.model import families, tensor_bytes
 from qedmeg.model.families import Architecture, Rule
 from qedmeg.model.safetensors_file import Reader, TensorInfo
+from qedmeg.monitor.progress import track
 
 TIED_OUTPUT = "lm_head.weight"
 
@@ -145,9 +146,12 @@ def read_chunk(
     Raises:
         UserError: what was read holds NaN or infinity, or does not fit into `dtype`.
     """
-    rows = read_rows(reader, tensor, start[0], start[0] + shape[0])
-    if len(shape) > 1:  # rows are read whole, and cut where TP cuts columns
-        rows = rows[:, start[1] : start[1] + shape[1]]
+    if len(shape) > 1 and shape[1] < tensor.shape[1]:
+        (source,) = tensor.sources  # what TP cuts by columns is made of one tensor
+        rows = torch.empty(shape, dtype=reader.tensors[source.name].dtype)
+        reader.read_columns(source.name, start[0], start[1], rows)
+    else:
+        rows = read_rows(reader, tensor, start[0], start[0] + shape[0])
     names = ", ".join(source.name for source in tensor.sources)
     return checked_cast(rows, dtype, f"{reader.tensors[tensor.sources[0].name].path}: tensor {names}")
 
@@ -182,6 +186,30 @@ def check_sources(model: Architecture, tensors: dict[str, TensorInfo], folder: P
             raise UserError(
                 f"{tensors[name].path}: tensor {name} is not part of a {model.name}; its config does not fit"
             )
+
+
+def stores_tied_output(reader: Reader, model: Architecture, folder: Path) -> bool:
+    """Whether a tied model's folder holds an output layer all the same, equal to the embedding.
+
+    Raises:
+        UserError: it holds one that is not equal.
+    """
+    tensors, name, embedding = reader.tensors, TIED_OUTPUT, families.EMBEDDING.sources[0][0]
+    if not model.tied or name not in tensors:
+        return False
+    shape, dtype = tensors[embedding].shape, tensors[embedding].dtype
+    equal = (tensors[name].dtype, tensors[name].shape) == (dtype, shape)
+    for start, stop in tensor_bytes.blocks(shape, dtype) if equal else ():
+        output, embedded = (torch.empty((stop - start, *shape[1:]), dtype=dtype) for _ in range(2))
+        reader.read_rows(name, start, output)
+        reader.read_rows(embedding, start, embedded)
+        equal = equal and torch.equal(output, embedded)
+    if not equal:
+        raise UserError(
+            f"{folder / 'config.json'}: tie_word_embeddings: true, but {name} is not equal to {embedding}; set it to "
+            f"false, or remove {name}"
+        )
+    return True
 
 
 def sharded_tensors(chunks: list[Any]) -> list[Any]:
@@ -227,7 +255,9 @@ def load_hf(chunks: list[Any], model: Architecture, folder: Path) -> None:
     tensors = global_tensors(model)
     with Reader(folder) as reader:
         check_sources(model, reader.tensors, folder)
-        for shard in sharded_tensors(chunks):
+        stores_tied_output(reader, model, folder)
+        shards = sharded_tensors(chunks)
+        for shard in track(shards, "read weights", len(shards), show=torch.distributed.get_rank() == 0):
             chunk = read_chunk(
                 reader, tensors[shard.key], shard.global_offset, shard.local_shape, dtype=shard.data.dtype
             )

@@ -22,9 +22,8 @@ class MetricsLogger:
         self.path = run_dir / METRICS_FILE
         self.is_main = is_main
         self.last: dict[str, float] = {}
-        self._progress: AbstractContextManager | None = bar(label, total_steps, show=is_main)
+        self._progress: AbstractContextManager | None = bar(label, total_steps, done=first_step, show=is_main)
         self._bar = self._progress.__enter__()
-        self._bar.done = first_step
         if not is_main:
             return
         run_dir.mkdir(parents=True, exist_ok=True)

@@ -17,8 +17,9 @@ T = TypeVar("T")
 class Bar:
     """One task's progress. `advance` moves it on; `note` is shown beside it (a loss, tokens/s)."""
 
-    def __init__(self, label: str, total: int) -> None:
-        self.label, self.total, self.done, self.note = label, total, 0, ""
+    def __init__(self, label: str, total: int, done: int = 0) -> None:
+        self.label, self.total, self.done, self.note = label, total, done, ""
+        self.done_before = done
         self.started = self.last_line = time.monotonic()
 
     def advance(self, steps: int = 1, note: str = "") -> None:
@@ -26,9 +27,9 @@ class Bar:
         self.note = note or self.note
 
     def seconds_left(self) -> float:
-        """Seconds until the end at the mean speed so far; 0 before the first step."""
-        elapsed = time.monotonic() - self.started
-        return elapsed / self.done * (self.total - self.done) if self.done else 0.0
+        """Seconds until the end at the mean speed since the start; 0 before the first step."""
+        elapsed, steps = time.monotonic() - self.started, self.done - self.done_before
+        return elapsed / steps * (self.total - self.done) if steps else 0.0
 
 
 class _LineBar(Bar):
@@ -46,10 +47,10 @@ class _LineBar(Bar):
 
 
 class _RichBar(Bar):
-    def __init__(self, label: str, total: int, progress: Progress) -> None:
-        super().__init__(label, total)
+    def __init__(self, label: str, total: int, done: int, progress: Progress) -> None:
+        super().__init__(label, total, done)
         self.progress = progress
-        self.task = progress.add_task(label, total=total, note="")
+        self.task = progress.add_task(label, total=total, completed=done, note="")
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         super().advance(steps, note)
@@ -57,13 +58,13 @@ class _RichBar(Bar):
 
 
 @contextmanager
-def bar(label: str, total: int, *, show: bool = True) -> Iterator[Bar]:
-    """A progress bar for `total` steps. `show=False` (ranks other than 0) keeps it silent."""
+def bar(label: str, total: int, *, done: int = 0, show: bool = True) -> Iterator[Bar]:
+    """A progress bar for `total` steps, `done` of them in an earlier run. `show=False` keeps it silent."""
     console = Console(stderr=True)
     if not show:
-        yield Bar(label, total)
+        yield Bar(label, total, done)
     elif not console.is_terminal:
-        yield _LineBar(label, total)
+        yield _LineBar(label, total, done)
     else:
         columns = (
             TextColumn("{task.description}"),
@@ -74,7 +75,7 @@ def bar(label: str, total: int, *, show: bool = True) -> Iterator[Bar]:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=console) as progress:
-            yield _RichBar(label, total, progress)
+            yield _RichBar(label, total, done, progress)
 
 
 def track(items: Iterable[T], label: str, total: int, *, show: bool = True) -> Iterator[T]:

@@ -197,19 +197,18 @@ def load(folder: Path, state: TrainingState) -> int:
     return step
 
 
-def require_same(folder: Path, model: Architecture, dtype: torch.dtype) -> None:
+def require_same(found: checkpoint_folder.Checkpoint, model: Architecture, dtype: torch.dtype) -> None:
     """Refuse to go on from the checkpoint of another model, or in another precision.
 
     Raises:
         UserError: naming the folder and the first field that differs.
     """
-    found = checkpoint_folder.read_checkpoint_folder(folder)
     then, now = asdict(found.model), asdict(model)
     then["dtype"], now["dtype"] = found.info.dtype, str(dtype).removeprefix("torch.")
     for field, value in now.items():
         if then[field] != value:
             raise UserError(
-                f"{folder}: the run's checkpoint is of another model: {field} {then[field]}, and now {value}; give "
+                f"{found.path}: the run's checkpoint is of another model: {field} {then[field]}, and now {value}; give "
                 "another run_dir to begin anew, or the settings that the run began with to go on"
             )
 

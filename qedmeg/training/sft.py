@@ -11,13 +11,13 @@ from omegaconf import OmegaConf
 
 from qedmeg import device, parallel
 from qedmeg.config import SFTConfig
+from qedmeg.conversion.stored import read_whole_checkpoint
 from qedmeg.data.documents import load_documents
 from qedmeg.data.loader import TrainLoader, ValidationLoader, steps_of_epochs
 from qedmeg.data.tokenizer import load_tokenizer
 from qedmeg.errors import EXIT_REQUEUE, UserError
 from qedmeg.model import build, weights
 from qedmeg.model.build import Compute
-from qedmeg.model.checkpoint_folder import read_checkpoint_folder
 from qedmeg.model.families import Architecture, read_architecture
 from qedmeg.monitor.metrics import MetricsLogger
 from qedmeg.parallel import Parallelism
@@ -80,7 +80,7 @@ def train(config: SFTConfig) -> int:
         UserError: settings, data or checkpoint do not fit; before anything is trained.
     """
     if config.model.megatron is not None:
-        hf_files = read_checkpoint_folder(config.model.megatron).hf
+        hf_files = read_whole_checkpoint(config.model.megatron).hf
     elif config.model.hf is not None:
         hf_files = config.model.hf
     model = read_architecture(hf_files)
@@ -90,11 +90,12 @@ def train(config: SFTConfig) -> int:
         transformer_engine=config.compute.transformer_engine,
         fp8=config.compute.fp8,
         recompute=config.compute.recompute,
+        gradient_accumulation_fusion=config.compute.gradient_accumulation_fusion,
     )
     _check(config, model, parallelism, compute)
     found = checkpoint.latest(config.run_dir)
     if found:
-        checkpoint.require_same(found[1], model, compute.dtype)
+        checkpoint.require_same(read_whole_checkpoint(found[1]), model, compute.dtype)
     trainer_class = nemo.supervised_trainer()
     stop = _StopRequest()
     parallel.initialize(parallelism, config.seed)

@@ -47,9 +47,9 @@ def make_model(folder: Path, size: str) -> None:
     """Write a model of random weights, a block at a time."""
     import torch
 
-    from qedmeg.conversion.stored import blocks
     from qedmeg.model import families, weights
     from qedmeg.model.safetensors_file import Writer
+    from qedmeg.model.tensor_bytes import blocks
 
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(QWEN3 | SIZES[size]))

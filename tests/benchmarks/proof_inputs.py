@@ -9,8 +9,6 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from qedmeg.demo.base_model import train_tokenizer
 
-LENGTH = 4096
-
 
 def read_proofs(folder: Path) -> list[dict[str, Any]]:
     """Problems and the proofs that DeepSeek-Math-V2 wrote of them, as messages."""
@@ -24,12 +22,13 @@ def read_proofs(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def write_inputs(folder: Path, proofs: list[dict[str, Any]], vocabulary: int, **shape: int) -> int:
-    """A tokenizer of the proofs, a Qwen3 of this shape with random weights, and the rows that fit; its parameters."""
+def write_inputs(folder: Path, proofs: list[dict[str, Any]], longest: int, vocabulary: int, **shape: int) -> int:
+    """A tokenizer of the proofs, a Qwen3 of this shape with random weights, and the rows of at most `longest` tokens;
+    the number of its parameters."""
     texts = (message["content"] for row in proofs for message in row["messages"])
     tokenizer = train_tokenizer(texts, vocabulary)
     lengths = [len(tokenizer.apply_chat_template(row["messages"], return_dict=False)) for row in proofs]
-    fitting = [row for row, length in zip(proofs, lengths, strict=True) if length <= LENGTH]
+    fitting = [row for row, length in zip(proofs, lengths, strict=True) if length <= longest]
     with (folder / "rows.jsonl").open("w") as file:
         file.writelines(json.dumps(row) + "\n" for row in fitting)
     torch.manual_seed(0)
@@ -38,7 +37,7 @@ def write_inputs(folder: Path, proofs: list[dict[str, Any]], vocabulary: int, **
             vocab_size=vocabulary,
             num_attention_heads=8,
             num_key_value_heads=4,
-            max_position_embeddings=LENGTH,
+            max_position_embeddings=longest,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
             dtype="float32",

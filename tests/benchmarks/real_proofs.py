@@ -19,8 +19,9 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from qedmeg.monitor.metrics import read_metrics  # noqa: E402
-from tests.benchmarks.proof_inputs import LENGTH, read_proofs, write_inputs  # noqa: E402
+from tests.benchmarks.proof_inputs import read_proofs, write_inputs  # noqa: E402
 
+LENGTH = 4096
 RESULT = Path(__file__).with_suffix(".json")
 SHAPE = {"vocabulary": 8192, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "head_dim": 32}
 RANKS = 4
@@ -35,7 +36,7 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="real-proofs-") as name:
         folder = Path(name)
-        parameters = write_inputs(folder, read_proofs(args.rows), **SHAPE)
+        parameters = write_inputs(folder, read_proofs(args.rows), LENGTH, **SHAPE)
         _train(folder, args.steps)
         steps = [line for line in read_metrics(folder / "run") if "train/loss" in line]
         checkpoint = folder / "run" / "checkpoints" / f"step_{args.steps:08d}"

@@ -6,8 +6,8 @@ The two take turns, and the matrix-product rate is measured between them, so tha
 TRL has an environment of its own, made from trl/requirements.txt at the first run. Asked are 1.3 times its trained
 tokens a second in fp32, 2 times in bf16, and at most 0.7 times its peak memory.
 
-TRL's packed sequences are filled up to 4,096 tokens, qedmeg's micro-batches are as long as the step's fullest bin: with
-the documents of a default step that is nearly as much. The longest of each side stand in the result.
+TRL's packed sequences are filled up to --tokens tokens, qedmeg's micro-batches are as long as the step's fullest bin:
+with the documents of a default step that is nearly as much. The longest of each side stand in the result.
 """
 
 import argparse
@@ -29,7 +29,7 @@ ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
 from qedmeg.monitor.metrics import read_metrics  # noqa: E402
-from tests.benchmarks.proof_inputs import LENGTH, read_proofs, write_inputs  # noqa: E402
+from tests.benchmarks.proof_inputs import read_proofs, write_inputs  # noqa: E402
 
 RESULT = Path(__file__).with_suffix(".json")
 SHAPE = {
@@ -101,8 +101,8 @@ def run_qedmeg(folder: Path, number: int, args: argparse.Namespace) -> dict[str,
         f"model.hf={folder / 'model'}",
         f"data.train={folder / 'rows.jsonl'}",
         f"data.cache={folder / 'cache'}",
-        f"data.max_length={LENGTH}",
-        f"data.tokens_per_microbatch={LENGTH}",
+        f"data.max_length={args.tokens}",
+        f"data.tokens_per_microbatch={args.tokens}",
         f"data.prompts_per_step={args.documents}",
         f"compute.precision={args.precision}",
         "optimizer.lr=0.0001",
@@ -127,7 +127,7 @@ def run_qedmeg(folder: Path, number: int, args: argparse.Namespace) -> dict[str,
 def run_trl(folder: Path, number: int, args: argparse.Namespace) -> dict[str, Any]:
     """One run of TRL: sequences of the same length, as many a step as qedmeg has micro-batches."""
     out = folder / f"trl-{number}.json"
-    sizes = [str(args.steps), str(LENGTH), str(args.sequences), args.precision]
+    sizes = [str(args.steps), str(args.tokens), str(args.sequences), args.precision]
     command = [str(trl_python()), str(HERE / "trl" / "train.py"), str(folder / "model"), str(folder / "rows.jsonl")]
     peak = measure([*command, str(out), *sizes], args.threads, folder / f"trl-{number}.log")
     found = json.loads(out.read_text())
@@ -153,6 +153,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, required=True, help="folder of DeepSeek-Math-V2's *.jsonl")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=2, help="of each side (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=4096, help="of a sequence at most (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=3, help="of each run, the first not counted (default: 3)")
     parser.add_argument("--sequences", type=int, default=3, help="TRL's packed sequences a step (default: 3)")
     parser.add_argument("--documents", type=int, default=8, help="qedmeg's documents a step (default: 8)")
@@ -161,7 +162,7 @@ def main() -> None:
     trl_python()
     folder = Path(tempfile.mkdtemp(prefix="sft-speed-"))
     try:
-        parameters = write_inputs(folder, read_proofs(args.rows), **SHAPE)
+        parameters = write_inputs(folder, read_proofs(args.rows), args.tokens, **SHAPE)
         runs: dict[str, list[dict[str, Any]]] = {"qedmeg": [], "trl": []}
         rates = []
         for number in range(args.repeats):
@@ -180,6 +181,7 @@ def _report(
     result: dict[str, Any] = {
         "precision": args.precision,
         "threads": args.threads,
+        "tokens_of_a_sequence": args.tokens,
         "parameters": parameters,
         "runs_of_each": args.repeats,
         "steps_of_a_run": args.steps,

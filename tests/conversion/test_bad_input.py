@@ -72,6 +72,11 @@ def _shard(folder: Path) -> Path:
         (lambda hf: _config(hf, num_hidden_layers=3), ["model.layers.3.", "not part of"]),
         (lambda hf: _config(hf, tie_word_embeddings=True), ["tie_word_embeddings", "lm_head.weight"]),
         (lambda hf: (hf / "config.json").write_text("{"), ["config.json", "not valid JSON"]),
+        (lambda hf: (hf / "config.json").write_text("[]"), ["config.json", "not a JSON object"]),
+        (lambda hf: _config(hf, num_attention_heads="4"), ["config.json", "num_attention_heads: '4' is not a whole"]),
+        (lambda hf: _config(hf, num_attention_heads=0), ["config.json", "num_attention_heads: 0 is not a whole"]),
+        (lambda hf: _config(hf, num_hidden_layers=None), ["config.json", "num_hidden_layers: missing"]),
+        (lambda hf: _config(hf, rope_parameters={"rope_type": "llama3"}), ["rope_parameters.factor: None"]),
         (lambda hf: (hf / "config.json").unlink(), ["config.json", "no such file"]),
         (lambda hf: [path.unlink() for path in hf.glob("*.safe*")], ["model.safetensors", "holds neither"]),
         (shutil.rmtree, ["hf/config.json", "no such file"]),
@@ -92,6 +97,7 @@ def test_a_damaged_model(command, hf, tmp_path, damage, parts):
         ("qwen3", ["--ep", 2], ["ep: 2", "no experts"]),
         ("qwen3_moe", ["--ep", 3], ["ep: 3", "4 experts"]),
         ("qwen3", ["--checks", "tensors,logit"], ["--checks", "'logit'", "did you mean 'logits'"]),
+        ("qwen3", ["--checks", ""], ["--checks", "nothing would be proved"]),
     ],
 )
 def test_sizes_that_do_not_divide(command, hf_folder, tmp_path, family, sizes, parts):

@@ -111,7 +111,7 @@ def test_padding_of_the_vocabulary_stays_inside(hf_folder, tmp_path):
 
 def test_blocks_smaller_than_a_tensor(hf_folder, tmp_path, monkeypatch):
     """Blocks end inside chunks, query groups and the padding."""
-    monkeypatch.setattr("qedmeg.conversion.stored.BLOCK_BYTES", 7 * 64 * 4)
+    monkeypatch.setattr("qedmeg.model.tensor_bytes.BLOCK_BYTES", 7 * 64 * 4)
     for family in ("qwen2", "qwen3_moe"):
         assert hf_to_megatron(hf_folder(family), tmp_path / family, tp=2, pp=2, checks=CHECKS).equal
         assert megatron_to_hf(tmp_path / family, tmp_path / f"{family}-back", checks=CHECKS).equal

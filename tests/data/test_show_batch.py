@@ -2,12 +2,17 @@
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from qedmeg.data import show_batch
 from qedmeg.errors import UserError
+from qedmeg.model import checkpoint_folder
+from qedmeg.model.checkpoint_folder import CheckpointInfo
+from tests.checkpoints import make_checkpoint
 from tests.data.conftest import PLAIN, save_byte_level
 
 
@@ -71,12 +76,28 @@ def test_a_turn_end_at_which_generation_would_not_stop(
     )
 
 
+def test_the_tokenizer_of_a_checkpoint(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = yaml.safe_load(recipe.read_text())
+    hf = Path(settings["model"].pop("hf"))
+    make_checkpoint(tmp_path / "model", vocab_size=400)
+    for path in hf.iterdir():
+        shutil.copy(path, tmp_path / "model")
+    checkpoint = tmp_path / "megatron"
+    checkpoint.mkdir()
+    info = CheckpointInfo("Qwen3ForCausalLM", "float32", 400, tp=1, pp=1, ep=1)
+    checkpoint_folder.write_description(checkpoint, info, tmp_path / "model")
+    checkpoint_folder.mark_complete(checkpoint)
+    recipe.write_text(yaml.safe_dump(settings))
+    assert run("--config", str(recipe), f"model.megatron={checkpoint}") == 0
+    assert "«Q<|im_end|>»" in capsys.readouterr().out
+
+
 def test_mistakes(recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.sed: unknown setting; did you mean 'seed'"):
         run("--config", str(recipe), "data.sed=1")
     with pytest.raises(UserError, match="no such settings file"):
         run("--config", str(tmp_path / "none.yaml"))
-    with pytest.raises(UserError, match=r"neither data\.tokenizer nor model\.hf is set"):
+    with pytest.raises(UserError, match=r"neither data\.tokenizer, model\.hf nor model\.megatron is set"):
         run("--config", str(recipe), "model={}")
     with pytest.raises(UserError, match="--step -1"):
         run("--config", str(recipe), "--step", "-1")

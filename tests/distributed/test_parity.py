@@ -85,7 +85,7 @@ def test_packed_and_dense_training(ranks, expected, store, sizes, world_size, pa
         ("tied", {"pp": 2}, 2, {}),
         ("five layers", {"pp": 2, "vpp": 2}, 2, {}),  # layers 2, 1, 1, 1
         ("biases", {"tp": 2, "sp": True}, 2, {}),
-        ("experts", {"ep": 2}, 2, {}),
+        ("experts", {"ep": 2}, 2, {"recompute": "selective"}),
         ("experts", {"tp": 2, "sp": True}, 2, {}),
         ("experts", {"ep": 2, "cp": 2}, 2, {}),
         ("experts", {}, 2, {}),  # DP2

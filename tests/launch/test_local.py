@@ -71,13 +71,18 @@ def test_sigterm_saves_and_the_same_command_resumes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("failing", "status"),
-    [("raise RuntimeError('failing as told')", 1), ("sys.exit(2)", 2), ("os.kill(os.getpid(), 9)", 137)],
+    [
+        ("raise RuntimeError('failing as told')", 1),
+        ("print('error: a mistake', file=sys.stderr); sys.exit(2)", 2),
+        ("os.kill(os.getpid(), 9)", 137),
+    ],
 )
 def test_status_is_that_of_the_rank_that_failed(tmp_path: Path, failing: str, status: int) -> None:
     recipe = f"import os, sys, time\nif os.environ['RANK'] == '1':\n    {failing}\ntime.sleep({DEADLINE_SECONDS})\n"
     job = subprocess.run(local(tmp_path, recipe), capture_output=True, text=True, check=False)
     assert job.returncode == status, job.stderr
-    assert ("rank-1.err" in job.stderr) == (status != 2)  # the recipe has told the user all of a mistake
+    assert ("rank-1.err" in job.stderr) == (status != 2)
+    assert ("error: a mistake\n" in job.stderr) == (status == 2)  # all there is to say of a mistake
     assert ("RuntimeError: failing as told" in job.stderr) == (status == 1)
 
 

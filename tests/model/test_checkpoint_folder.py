@@ -46,6 +46,7 @@ def test_what_an_interruption_left_is_replaced(tmp_path):
 def test_other_files_are_never_replaced(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").touch()
+    (tmp_path / "out" / "report.json").write_text('{"kind": "of a lesion"}')
     with pytest.raises(UserError, match="out: holds other files"):
         partial_folder(tmp_path / "out", overwrite=True, size=1)
     with pytest.raises(UserError, match="is a file"):
@@ -79,7 +80,7 @@ def test_files_that_are_not_weights_are_copied(tmp_path):
         folder.mkdir(parents=True)
     kept = ["config.json", "tokenizer.model", "merges.txt", "LICENSE", "additional_chat_templates/tools.jinja"]
     left = ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "README.md", ".gitattributes"]
-    for name in [*kept, *left, "complete", "report.json", "onnx/model.json"]:
+    for name in [*kept, *left, "complete", "report.json", "verify.json", "verify.md", "onnx/model.json"]:
         (source / name).write_text(name)
     checkpoint_folder.copy_hf_files(source, target)
     assert {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()} == set(kept)

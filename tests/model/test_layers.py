@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from qedmeg.model.layers import AttentionBlock, SDPAttention, attention_blocks
+from qedmeg.model.layers import AttentionBlock, SDPAttention, attention_blocks, multiply_in
 
 
 def _bounds(*lengths: int) -> tuple[int, ...]:
@@ -57,3 +57,32 @@ def test_documents_together_attend_as_each_alone(lengths: tuple[int, ...]) -> No
     weight = torch.randn_like(found)
     gradients = [torch.autograd.grad(output, (query, key, value), weight) for output in (found, expected)]
     torch.testing.assert_close(*gradients)
+
+
+class _Linear(torch.nn.Module):
+    """The part of Megatron's linear layers that `multiply_in` takes hold of."""
+
+    def _forward_impl(self, input, weight, bias):
+        self.seen = {input.dtype, weight.dtype, bias.dtype}
+        return F.linear(input, weight, bias)
+
+
+def test_a_linear_layer_that_multiplies_in_fp32_keeps_bf16() -> None:
+    generator = torch.Generator().manual_seed(0)
+    given = [
+        torch.randn(shape, generator=generator).bfloat16().requires_grad_() for shape in ((5, 8), (3, 8), (3,), (5, 3))
+    ]
+    input_TH, weight_OH, bias_O, upstream_TO = given
+    layer = _Linear()
+    multiply_in(layer, torch.float32)
+    output_TO = layer._forward_impl(input=input_TH, weight=weight_OH, bias=bias_O)
+    ((product, _),) = output_TO.grad_fn.next_functions
+    assert product._raw_saved_mat1.data.dtype == torch.bfloat16  # kept for backward
+    assert product._saved_mat1.dtype == torch.float32  # and what backward makes of it
+    output_TO.backward(upstream_TO.detach())
+    assert layer.seen == {torch.float32}
+    assert output_TO.dtype == torch.bfloat16
+    input, weight, bias, upstream = (tensor.detach().float() for tensor in given)
+    assert torch.equal(output_TO, (input @ weight.T + bias).bfloat16())
+    assert torch.equal(input_TH.grad, (upstream @ weight).bfloat16())
+    assert torch.equal(weight_OH.grad, (upstream.T @ input).bfloat16())

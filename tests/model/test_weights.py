@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qedmeg.errors import UserError
-from qedmeg.model import families, weights
+from qedmeg.model import families, tensor_bytes, weights
 from qedmeg.model.safetensors_file import SINGLE_FILE, Reader, read_folder
 from qedmeg.model.weights import GlobalTensor, Source, cut, pieces
 from tests.checkpoints import FAMILIES, make_checkpoint
@@ -116,3 +116,26 @@ def test_weights_that_are_not_finite_are_refused(dtype, wrong):
 def test_weights_that_a_dtype_cannot_hold_are_refused():
     with pytest.raises(UserError, match=r"^x is too large for torch\.float16"):
         weights.checked_cast(torch.full((2, 2), 1e6), torch.float16, "x")
+
+
+def test_a_rank_reads_its_slices_and_nothing_else(tmp_path, monkeypatch):
+    make_checkpoint(tmp_path)
+    model = families.read_architecture(tmp_path)
+    read = []
+    read_into = tensor_bytes.read_into
+
+    def counting(tensor, file, position):
+        read.append(tensor.numel())
+        return read_into(tensor, file, position)
+
+    monkeypatch.setattr(tensor_bytes, "read_into", counting)
+    with Reader(tmp_path) as reader:
+        for tensor in weights.global_tensors(model).values():
+            whole = torch.cat([reader.read(source.name).flatten() for source in tensor.sources]).numel()
+            for tp in (2, 4):
+                read.clear()
+                for start, shape in cut(weights.stored_shape(model, tensor, tp), tensor.split, tp):
+                    chunk = weights.read_chunk(reader, tensor, start, shape, torch.float32)
+                    assert chunk.shape == shape
+                copies = tp if tensor.split is None else 1
+                assert sum(read) == copies * whole, tensor.key

@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qedmeg.errors import EXIT_USER_ERROR
+from qedmeg.monitor.metrics import read_metrics
 from tests import sft_runs
+from tests.data.conftest import PLAIN
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,7 @@ def _refused(ranks, config_file: Path, settings: list[str], message: str) -> Non
         (["max_steps=ten"], r"command line: max_steps: 'ten': should be a valid integer"),
         (["compute.precision=fp8"], r"compute\.precision: 'fp8': should be 'fp32' or 'bf16'"),
         (["compute.fp8=delayed"], r"compute\.fp8: delayed needs compute\.transformer_engine: true"),
+        (["compute.gradient_accumulation_fusion=true"], r"the package apex is not installed"),
         (["compute.transformer_engine=true"], r"the package transformer_engine is not installed"),
         (["compute.transformer_engine=true", "compute.fp8=blockwise"], r"transformer_engine is not installed"),
         (["optimizer.min_lr=0.1"], r"optimizer\.min_lr: 0\.1 is greater than optimizer\.lr of 0\.001"),
@@ -75,6 +78,42 @@ def test_experts_need_sequence_parallelism(ranks, tmp_path):
     _refused(ranks, config_file, ["parallel.tp=2"], r"parallel\.sp: false, but Qwen3MoeForCausalLM has experts")
 
 
+@pytest.mark.parametrize(
+    ("row", "settings", "message"),
+    [
+        ({"prompt": "Prove it.", "proof": ""}, [], r"rows\.jsonl: row 41: column 'proof'"),
+        ({"prompt": "Prove it.", "proof": "n " * 99}, [], r"row 41.* tokens .*max_length"),
+        ({"prompt": "Prove it."}, [], r"row 41: .*'proof'"),
+        ({"prompt": "Prove it.", "proof": "So."}, ["data.chat_template={folder}/plain.jinja"], r"generation"),
+    ],
+)
+def test_rows_that_cannot_be_trained_on(ranks, tmp_path, row, settings, message):
+    config_file = sft_runs.write_inputs(tmp_path)
+    (tmp_path / "plain.jinja").write_text(PLAIN)
+    with (tmp_path / "rows.jsonl").open("a") as rows:
+        rows.write(json.dumps(row) + "\n")
+    _refused(ranks, config_file, [setting.format(folder=tmp_path) for setting in settings], message)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), r"model\.safetensors: "),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), r"model\.safetensors: not a whole"),
+        (
+            lambda path: save_file(
+                load_file(path) | {"model.norm.weight": torch.ones(63)}, path, metadata={"format": "pt"}
+            ),
+            r"model\.norm\.weight .*\[63\].*\[64\]",
+        ),
+    ],
+)
+def test_a_damaged_model(ranks, tmp_path, damage, message):
+    config_file = sft_runs.write_inputs(tmp_path)
+    damage(tmp_path / "model" / "model.safetensors")
+    _refused(ranks, config_file, [], message)
+
+
 def test_nan_weights(ranks, tmp_path):
     config_file = sft_runs.write_inputs(tmp_path)
     path = tmp_path / "model" / "model.safetensors"
@@ -91,6 +130,28 @@ def test_unknown_architecture(ranks, tmp_path):
     _refused(
         ranks, config_file, [], r"config\.json: architectures: 'Qwen4ForCausalLM' .* did you mean 'Qwen3ForCausalLM'"
     )
+
+
+def test_damaged_checkpoint_to_start_from_or_to_go_on_from(ranks, config_file, tmp_path):
+    (status,) = ranks(sft_runs.train, 1, config_file, [f"run_dir={tmp_path}", "max_steps=1"])
+    assert status == 0
+    folder = tmp_path / "checkpoints" / "step_00000001"
+    damaged = max(folder.glob("*.distcp"), key=lambda path: path.stat().st_size)
+    damaged.write_bytes(damaged.read_bytes()[:-100_000])
+    _refused(ranks, config_file, [f"model.megatron={folder}", "model.hf=null"], rf"{damaged.name}: ends after")
+    _refused(ranks, config_file, [f"run_dir={tmp_path}", "max_steps=2"], rf"{damaged.name}: ends after")
+    damaged.unlink()
+    _refused(ranks, config_file, [f"run_dir={tmp_path}", "max_steps=2"], rf"{damaged.name}.*no such file")
+
+
+def test_validation_within_a_run(ranks, config_file, tmp_path):
+    settings = [f"run_dir={tmp_path}", "data.validation_fraction=0.2", "validate_every=3"]
+    assert ranks(sft_runs.train, 1, config_file, settings) == [0]
+    found = {int(line["step"]): line["val/loss"] for line in read_metrics(tmp_path) if "val/loss" in line}
+    assert len(found) == 4  # after 3, 6, 9 and 12 steps
+    losses = list(found.values())
+    assert losses == sorted(losses, reverse=True)  # rows of one kind: what is learned of some helps with all
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_half_written_checkpoint_to_start_from(ranks, config_file, tmp_path):

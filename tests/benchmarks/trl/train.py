@@ -34,7 +34,8 @@ def main(model: str, rows: str, out: str, steps: str, tokens: str, accumulated: 
     tokenizer = AutoTokenizer.from_pretrained(model)
     clock, trained, lengths = Clock(), [], []
     trainer = SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16 if bf16 else torch.float32),
+        # fp32 weights on both sides: in bf16 TRL computes under autocast, qedmeg on a bf16 copy
+        model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
         processing_class=tokenizer,
         train_dataset=load_dataset("json", data_files=rows, split="train"),
         callbacks=[clock],
