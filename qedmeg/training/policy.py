@@ -71,13 +71,15 @@ class Policy:
                 "optimizer.warmup_steps"
             )
         divisor = batch.loss_divisor if forward_only else trained
+        loss = loss_sum / max(divisor, 1.0)
         metrics = {
+            "loss": loss,  # NeMo-Aligner logs of a validation what stands here, and nothing else
             "tokens": float(batch.tokens),
             "trained_tokens": trained,
             "fill": batch.fill,
             "microbatch_tokens": float(batch.microbatches[0].tokens_T.numel()),
         }
-        return loss_sum / max(divisor, 1.0), metrics
+        return loss, metrics
 
     def _run(
         self, microbatches: tuple[PackedBatch, ...], loss: Callable[..., Any], forward_only: bool

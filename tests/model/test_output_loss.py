@@ -60,7 +60,8 @@ def _chunked(case: Case, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 1e-2)], ids=["fp32", "bf16"])
+# in bf16 the naive way rounds the logits, here up to 20 and so by 0.03, which the chunked one does not on every machine
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)], ids=["fp32", "bf16"])
 @pytest.mark.parametrize(
     ("vocabulary", "padded", "trained"),
     [
