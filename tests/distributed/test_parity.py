@@ -79,6 +79,9 @@ def test_packed_and_dense_training(ranks, expected, store, sizes, world_size, pa
         ("plain", {"tp": 4}, 4, {}),  # more ranks than KV heads
         ("plain", {"tp": 2}, 4, {}),  # TP2 × DP2
         ("plain", {"tp": 2, "cp": 2, "sp": True}, 4, {}),
+        ("plain", {"tp": 2, "pp": 2, "sp": True}, 4, {}),
+        ("plain", {"pp": 2, "cp": 2}, 4, {}),
+        ("plain", {"pp": 2, "vpp": 2}, 2, {"recompute": "full"}),
         ("plain", {"tp": 2, "sp": True}, 2, {"recompute": "full"}),
         ("plain", {"tp": 2}, 2, {"recompute": "selective"}),
         ("tied", {}, 1, {}),
@@ -89,6 +92,7 @@ def test_packed_and_dense_training(ranks, expected, store, sizes, world_size, pa
         ("experts", {"tp": 2, "sp": True}, 2, {}),
         ("experts", {"ep": 2, "cp": 2}, 2, {}),
         ("experts", {}, 2, {}),  # DP2
+        ("experts", {"pp": 2}, 2, {"recompute": "selective"}),
     ],
 )
 def test_other_models_and_settings(ranks, expected, store, model, sizes, world_size, compute):
@@ -99,7 +103,7 @@ def test_other_models_and_settings(ranks, expected, store, model, sizes, world_s
 
 
 @pytest.mark.parametrize(
-    ("sizes", "world_size"), [({}, 1), ({}, 2), ({"tp": 2, "sp": True}, 2), ({"pp": 2, "vpp": 2}, 2)]
+    ("sizes", "world_size"), [({}, 1), ({}, 2), ({"tp": 2, "sp": True}, 2), ({"cp": 2}, 2), ({"pp": 2, "vpp": 2}, 2)]
 )
 def test_bf16_stays_near_fp32(ranks, expected, store, sizes, world_size):
     """bf16 keeps 8 bits of mantissa, 4e-3 a number; the reference is in fp32, weights included."""
