@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from qedmeg import device
 from qedmeg.model.output_loss import chunk_tokens, label_places, shard_rows, shift_by_highest
 
 
@@ -68,12 +69,14 @@ class _TokenLogprobs(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         logprobs_T = torch.zeros(hidden_TH.shape[0], dtype=torch.float32, device=hidden_TH.device)
         entropy_T = torch.zeros_like(logprobs_T) if entropy else None
+        dtype = device.product_dtype(hidden_TH.dtype)
+        weight_RH = weight_VH[:real].to(dtype)
         log_sums_K = torch.empty(kept_K.shape, dtype=torch.float32, device=hidden_TH.device)
         size = chunk_tokens(weight_VH.shape[0])
         for start in range(0, kept_K.numel(), size):
             chunk = slice(start, start + size)
             tokens_C = kept_K[chunk]
-            logits_CR = _scaled_logits(hidden_TH[tokens_C], weight_VH[:real], temperature)
+            logits_CR = _scaled_logits(hidden_TH[tokens_C].to(dtype), weight_RH, temperature)
             highest_C = shift_by_highest(logits_CR, tp_group)
             places = label_places(labels_K[chunk], real)
             sums_3C = torch.zeros(3, tokens_C.numel(), dtype=torch.float32, device=hidden_TH.device)
@@ -101,7 +104,8 @@ class _TokenLogprobs(torch.autograd.Function):
         grad_logprobs_T, grad_entropy_T = gradients
         need_hidden, need_weight = context.needs_input_grad[:2]
         hidden_TH, weight_VH, labels_K, kept_K, log_sums_K, entropy_T = context.saved_tensors
-        weight_RH = weight_VH[: context.real]
+        dtype = device.product_dtype(hidden_TH.dtype)
+        weight_RH = weight_VH[: context.real].to(dtype)
         grad_hidden_TH = torch.zeros_like(hidden_TH) if need_hidden else None
         # The weight's gradient sums many chunks: in fp32, as Megatron's own gradient buffers do.
         grad_weight_VH = torch.zeros_like(weight_VH, dtype=torch.float32) if need_weight else None
@@ -111,7 +115,7 @@ class _TokenLogprobs(torch.autograd.Function):
         for start in range(0, kept_K.numel(), size):
             chunk = slice(start, start + size)
             tokens_C = kept_K[chunk]
-            hidden_CH = hidden_TH[tokens_C]
+            hidden_CH = hidden_TH[tokens_C].to(dtype)
             grad_logprobs_C = grad_logprobs_T[tokens_C] / context.temperature
             logp_CR = _scaled_logits(hidden_CH, weight_RH, context.temperature).sub_(log_sums_K[chunk, None])
             if grad_entropy_T is None:
@@ -124,9 +128,9 @@ class _TokenLogprobs(torch.autograd.Function):
             del logp_CR
             places = label_places(labels_K[chunk], context.real)
             grad_CR[places] += grad_logprobs_C[places[0]]
-            grad_CR = grad_CR.to(hidden_TH.dtype)
+            grad_CR = grad_CR.to(dtype)
             if grad_hidden_TH is not None:
-                grad_hidden_TH[tokens_C] = grad_CR @ weight_RH
+                grad_hidden_TH[tokens_C] = (grad_CR @ weight_RH).to(hidden_TH.dtype)
             if grad_weight_VH is not None:
                 grad_weight_VH[: context.real] += grad_CR.T @ hidden_CH
             del grad_CR
