@@ -206,7 +206,7 @@ class JudgeConfig(Settings):
     """Longest wait for the answer to one request."""
     deadline_seconds: float = Field(default=1800.0, gt=0)
     """Longest time for one verdict with all of its requests and pauses; waiting for a free place is not counted."""
-    attempts: int = Field(default=8, ge=1)
+    attempts: int = Field(default=8, ge=1, le=100)
     """Most attempts at one verdict. A request that the server refuses (bad request, wrong key, no such model) is not
     attempted again."""
     backoff_seconds: float = Field(default=1.0, ge=0)

@@ -1,6 +1,7 @@
 """The circuit breaker: a server that only fails is left alone for a while, and then tried with one request."""
 
 import asyncio
+import contextlib
 import logging
 
 logger = logging.getLogger(__name__)
@@ -33,10 +34,9 @@ class Breaker:
             if pause <= 0 and not self._probing:
                 self._probing = True
                 return True
-            if pause > 0:
-                await asyncio.sleep(pause)
-            else:
-                await self._changed.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause if pause > 0 else None):
+                    await self._changed.wait()
         return False
 
     def report(self, *, probe: bool, answered: bool | None, reason: str = "") -> None:

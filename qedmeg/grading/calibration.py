@@ -170,6 +170,9 @@ def show(result: dict[str, Any], console: Console) -> None:
         console.print(table)
     for kind, count in result["failures"].items():
         console.print(f"not graded, in no mean: {count} ({kind})")
+    cost = result["cost"]
+    tokens = f"{cost['prompt_tokens']:,} prompt tokens, {cost['completion_tokens']:,} completion tokens"
+    console.print(f"asked for in this run: {cost['requests']:,} requests, {tokens}, price {cost['money']:.4f}")
 
 
 def _shown(value: float | None, form: str) -> str:

@@ -5,6 +5,7 @@ import email.utils
 import math
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +100,7 @@ class Endpoint:
             choices = _Completion.model_validate_json(body).choices
         except ValidationError:
             kind = "unreadable answer" if body.strip() else "empty answer"
-            reason = self._shown(f"no chat completion: {body[:MAX_REASON_CHARS]!r}")
+            reason = self._shown(f"no chat completion: {body.decode('utf-8', errors='replace')}")
             raise RequestFailed(kind, reason, usage=usage) from None
         if not choices:
             raise RequestFailed("empty answer", "no choices", usage=usage)
@@ -112,8 +113,10 @@ class Endpoint:
         return Answer(content, usage)
 
     def _shown(self, text: str) -> str:
-        """Short, and without the key, which some servers repeat when they refuse it."""
-        return text.replace(self._key, "[key]")[:MAX_REASON_CHARS] if self._key != NO_KEY else text[:MAX_REASON_CHARS]
+        """Short, in one line, and without the key, which some servers repeat when they refuse it."""
+        if self._key != NO_KEY:
+            text = text.replace(self._key, "[key]")
+        return " ".join(text.split())[:MAX_REASON_CHARS]
 
 
 class _Message(BaseModel):
@@ -146,7 +149,7 @@ def _response_format(schema: dict[str, Any]) -> Any:
     return {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": schema}}
 
 
-def _retry_after(headers: Any) -> float:
+def _retry_after(headers: Mapping[str, str]) -> float:
     """Seconds that the server asks to wait, 0 where it does not say (RFC 9110, 10.2.3: seconds or a date)."""
     value = headers.get("retry-after", "")
     try:

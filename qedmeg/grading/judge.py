@@ -15,7 +15,7 @@ from qedmeg.grading.cache import GradeCache
 from qedmeg.grading.endpoint import Endpoint, RequestFailed, Usage
 from qedmeg.grading.grade import Cost, Failed, Grade, Graded, ItemGrade
 from qedmeg.grading.grader import ProofProblem
-from qedmeg.grading.prompt import Prompt, judged, make_prompt, templates_hash
+from qedmeg.grading.prompt import Prompt, judged, make_prompt, rules_hash
 from qedmeg.grading.rubric import RUBRIC_POINTS
 from qedmeg.grading.verdict import Ambiguous, NoVerdict, Verdict
 
@@ -31,7 +31,6 @@ class _Question:
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     requests: int = 0
     cost: Cost = field(default_factory=Cost)
-    last_failure: str = "none was sent"
 
 
 class Judge:
@@ -50,9 +49,8 @@ class Judge:
         self._endpoint = Endpoint(config)
         self._jitter = random.Random()
         self._slots = asyncio.Semaphore(config.concurrency)
-        self._breaker = Breaker(
-            f"judge {config.model} at {config.base_url}", config.breaker_failures, config.breaker_pause_seconds
-        )
+        self._server = f"judge {config.model} at {config.base_url}"
+        self._breaker = Breaker(self._server, config.breaker_failures, config.breaker_pause_seconds)
 
     async def grade(self, problem: Problem | ProofProblem, proof: str, vote: int = 0) -> Grade:
         """The judge's grade of a proof; each `vote` is a verdict of its own. A blank proof earns 0 unasked."""
@@ -78,43 +76,44 @@ class Judge:
         await self._endpoint.close()
 
     async def _ask(self, question: _Question) -> Grade:
-        config = self.config
-        try:
-            async with asyncio.timeout(config.deadline_seconds) as deadline:
-                for attempt in range(1, config.attempts + 1):
-                    try:
-                        verdict = await self._attempt(question, "first" if attempt == 1 else "retry")
-                        return self._graded(question.prompt, verdict, question.cost)
-                    except RequestFailed as failure:
-                        last = failure
-                    question.last_failure = f"{last.kind}: {last}"
-                    if not last.retried or attempt == config.attempts:
-                        break
-                    # Exponential backoff with full jitter: clients that failed together do not come back together.
-                    longest = min(config.backoff_max_seconds, config.backoff_seconds * 2 ** (attempt - 1))
-                    pause = max(self._jitter.uniform(0, longest), last.retry_after)
-                    if asyncio.get_running_loop().time() + pause > (deadline.when() or 0):
-                        break  # what is left of the time would be spent on waiting
-                    await asyncio.sleep(pause)
-        except TimeoutError:
-            reason = f"no verdict within {config.deadline_seconds:g} s; last failure: {question.last_failure}"
-            return Failed("deadline", reason, question.cost)
-        return Failed(last.kind, f"{last} (attempt {attempt} of {config.attempts})", question.cost)
+        config, clock = self.config, asyncio.get_running_loop().time
+        end, last_failure = clock() + config.deadline_seconds, "none before"
+        for attempt in range(1, config.attempts + 1):
+            try:
+                verdict = await self._attempt(question, "first" if attempt == 1 else "retry", end)
+                return self._graded(question.prompt, verdict, question.cost)
+            except TimeoutError:
+                reason = f"no verdict within {config.deadline_seconds:g} s; last failure: {last_failure}"
+                return Failed("deadline", f"{self._server}: {reason}", question.cost)
+            except RequestFailed as failure:
+                last, last_failure = failure, f"{failure.kind}: {failure}"
+            # Exponential backoff with full jitter: clients that failed together do not come back together.
+            longest = min(config.backoff_max_seconds, config.backoff_seconds * 2 ** (attempt - 1))
+            pause = max(self._jitter.uniform(0, longest), last.retry_after)
+            if not last.retried or attempt == config.attempts or clock() + pause >= end:
+                break
+            await asyncio.sleep(pause)
+        return Failed(last.kind, f"{self._server}: {last} (attempt {attempt} of {config.attempts})", question.cost)
 
-    async def _attempt(self, question: _Question, role: Role) -> Verdict:
+    async def _attempt(self, question: _Question, role: Role, end: float) -> Verdict:
         """One request; when it takes long a second one beside it. The first verdict counts, the other is cancelled.
 
-        Raises `RequestFailed` when both failed.
+        Raises `RequestFailed` when both failed, `TimeoutError` when there is no verdict at the time `end`.
         """
+        clock = asyncio.get_running_loop().time
         tasks = [asyncio.create_task(self._request(question, role))]
         try:
-            done, _ = await asyncio.wait(tasks, timeout=self.config.hedge_seconds)
-            if not done and not self._slots.locked() and not self._breaker.is_open:
-                await self._slots.acquire()  # one is free, so this does not wait
-                tasks.append(asyncio.create_task(self._request(question, "hedge")))
+            if self.config.hedge_seconds is not None:
+                done, _ = await asyncio.wait(tasks, timeout=min(self.config.hedge_seconds, end - clock()))
+                if not done and not self._slots.locked() and not self._breaker.is_open:
+                    await self._slots.acquire()  # one is free, so this does not wait
+                    tasks.append(asyncio.create_task(self._request(question, "hedge")))
+                    tasks[1].add_done_callback(lambda _: self._slots.release())
             running = set(tasks)
             while running:
-                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                done, running = await asyncio.wait(running, timeout=end - clock(), return_when=asyncio.FIRST_COMPLETED)
+                if not done:
+                    raise TimeoutError
                 for task in tasks:
                     if task in done and task.exception() is None:
                         return task.result()
@@ -123,8 +122,6 @@ class Judge:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)  # until their requests are counted
-            if len(tasks) > 1:
-                self._slots.release()
 
     async def _request(self, question: _Question, role: Role) -> Verdict:
         probe = await self._breaker.admit()
@@ -166,10 +163,10 @@ class Judge:
 
 
 def _version(config: JudgeConfig) -> str:
-    """The model, and a hash of the prompts and of the settings that an answer depends on.
+    """The model, and a hash of the prompts, of how verdicts are read and of the settings that an answer depends on.
 
     The address is none of them: the same model served elsewhere is the same grader.
     """
     settings = [config.model, config.structured, config.reference, config.temperature]
-    settings += [config.reasoning_effort, config.max_tokens, templates_hash()]
+    settings += [config.reasoning_effort, config.max_tokens, rules_hash()]
     return f"{config.model}/{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]}"

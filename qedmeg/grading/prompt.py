@@ -1,9 +1,9 @@
 """What a judge is told: the problem, its rubric, a reference solution where there is one, and the proof in a fence."""
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
 import jinja2
@@ -60,7 +60,7 @@ def make_prompt(problem: ProofProblem, proof: str, *, structured: bool, referenc
     )
     return Prompt(
         system=_ENVIRONMENT.get_template(_SYSTEM).render(),
-        user=user,
+        user=user.encode("utf-8", errors="replace").decode("utf-8"),  # a lone surrogate becomes a question mark
         key=key,
         names=tuple(item.name for item in items) if items else (WHOLE_PROOF,),
         of=tuple(item.points for item in items) if items else (RUBRIC_POINTS,),
@@ -76,19 +76,19 @@ def judged(problem: Problem | ProofProblem) -> ProofProblem:
     return ProofProblem(problem.id, problem.statement, problem.rubric, reference_proof(problem))
 
 
-def templates_hash() -> str:
-    """Changes with the wording of the prompts."""
-    assert _ENVIRONMENT.loader is not None
-    texts = [_ENVIRONMENT.loader.get_source(_ENVIRONMENT, name)[0] for name in (_SYSTEM, _USER)]
-    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+def rules_hash() -> str:
+    """Changes with the wording of the prompts and with the source that reads verdicts."""
+    digest = hashlib.sha256()
+    for name in (f"templates/{_SYSTEM}", f"templates/{_USER}", "verdict.py"):
+        digest.update(files("qedmeg.grading").joinpath(name).read_bytes())
+    return digest.hexdigest()
 
 
 def _harmless(proof: str) -> str:
     """The proof with a space after each `<` and before each `[` of a word in capitals, so that none of a chat
     template's marks (`<|im_end|>`, `</s>`, `[INST]`) is left in it: some servers take them at their word wherever they
-    stand. What is no Unicode text (a lone surrogate) becomes a question mark."""
-    text = proof.encode("utf-8", errors="replace").decode("utf-8")
-    return re.sub(r"<(?=[^\s=])", "< ", re.sub(r"\[(?=/?[A-Z_]{2,}\])", "[ ", text))
+    stand."""
+    return re.sub(r"<(?=[^\s=])", "< ", re.sub(r"\[(?=/?[A-Z_]{2,}\])", "[ ", proof))
 
 
 def _rubric_texts(rubric: Rubric | str) -> list[str]:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from qedmeg.config import GraderConfig, JudgeConfig
 from qedmeg.errors import UserError
 from qedmeg.grading.cache import GradeCache
-from qedmeg.grading.endpoint import _retry_after
+from qedmeg.grading.endpoint import Endpoint, RequestFailed, _retry_after
 from qedmeg.grading.grade import Cost, Failed, Grade, Graded
 from qedmeg.grading.grader import ProofProblem
 from qedmeg.grading.judge import Judge
@@ -135,6 +135,11 @@ def test_the_key_is_sent_and_shown_nowhere(
     text = "\n".join([*shown, caplog.text, *capfd.readouterr()])
     assert "sk-judge" not in text
     assert "sk-other" not in text
+    endpoint = Endpoint(config(server, api_key_env="JUDGE_KEY"))
+    with pytest.raises(RequestFailed) as failure:  # a long answer is cut, and not in the middle of the key
+        endpoint._answer(b"x" * 273 + b"sk-judge-5417" * 2)
+    # "no chat completion: " takes 20 of 300 characters: 273 x and "[key][k" of the key that is cut.
+    assert str(failure.value) == "no chat completion: " + "x" * 273 + "[key][k"
     monkeypatch.delenv("JUDGE_KEY")
     with pytest.raises(UserError, match="api_key_env: the environment variable 'JUDGE_KEY' is not set"):
         Judge(config(server, api_key_env="JUDGE_KEY"))
@@ -185,12 +190,41 @@ def test_backoff_grows_and_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_deadline_ends_a_grade_by_name() -> None:
     with JudgeServer(script("500", "hang")) as server:
         started = time.monotonic()
-        settings = config(server, timeout_seconds=0.5, deadline_seconds=0.7, attempts=100)
-        failed = with_judge(settings, lambda judge: judge.grade(ITEMS, "Proof."))
+        settings = config(server, timeout_seconds=0.5, deadline_seconds=0.9, attempts=100)
+        judges: list[Judge] = []
+
+        async def once(judge: Judge) -> Grade:
+            judges.append(judge)
+            return await judge.grade(ITEMS, "Proof.")
+
+        failed = with_judge(settings, once)
     assert time.monotonic() - started < 3
     assert isinstance(failed, Failed)
-    assert (failed.kind, failed.cost.requests) == ("deadline", 3)
-    assert failed.reason == "no verdict within 0.7 s; last failure: timeout: no answer within 0.5 s"
+    last = "last failure: timeout: no answer within 0.5 s"
+    assert (failed.kind, failed.reason) == (
+        "deadline",
+        f"judge scripted at {server.url}: no verdict within 0.9 s; {last}",
+    )
+    assert failed.cost == judges[0].account.cost == Cost(requests=3)
+    assert judges[0].account.outcomes == {"server error": 1, "timeout": 1, "cancelled": 1}
+
+
+def test_a_grade_that_nobody_waits_for_any_more_keeps_no_place() -> None:
+    async def work(judge: Judge) -> list[Grade]:
+        for i in range(4):  # cancelled while two requests are under way, and once more while these are ended
+            task = asyncio.create_task(judge.grade(ITEMS, f"Given up {i}."))
+            while len(server.served) < 2 * (i + 1):
+                await asyncio.sleep(0.01)
+            task.cancel()
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        async with asyncio.timeout(5):
+            return await asyncio.gather(*(judge.grade(ITEMS, f"Proof {i}.") for i in range(4)))
+
+    with JudgeServer(lambda proof, nth: "hang" if proof.startswith("Given up") else "right") as server:
+        grades = with_judge(config(server, concurrency=2, hedge_seconds=0.02), work)
+    assert all(isinstance(grade, Graded) for grade in grades)
 
 
 def test_concurrency_is_bounded_and_the_queue_is_no_part_of_the_deadline() -> None:

@@ -1,7 +1,6 @@
 """Several votes on one proof, and graders that a trainer can exchange."""
 
 import asyncio
-import time
 from pathlib import Path
 
 import pytest
@@ -72,7 +71,9 @@ def test_too_few_votes_are_no_grade_and_are_paid_for() -> None:
         failed, panel = grade(server, *judges)
     assert isinstance(failed, Failed)
     assert failed.kind == "too few votes"
-    assert failed.reason.startswith("1 votes of 3, 2 needed: refused: status 401")
+    for model in "bc":
+        assert f"refused: judge {model} at {server.url}: status 401" in failed.reason
+    assert failed.reason.startswith("1 votes of 3, 2 needed: ")
     assert (failed.cost.requests, failed.cost) == (3, sum((a.cost for a in panel.accounts[1:]), panel.accounts[0].cost))
     with JudgeServer(in_turn("give 3 1", "401", "give 5 2")) as server:
         graded, _ = grade(server, *judges)
@@ -145,18 +146,14 @@ async def by_symbolic_grader() -> Grade:
 def test_the_symbolic_grader_lets_the_loop_go_on() -> None:
     problems = generate("train", 20, seed=3)
 
-    async def run() -> float:
-        grader, longest = SymbolicGrader(), 0.0
+    async def run() -> int:
+        grader, turns = SymbolicGrader(), 0
         work = asyncio.gather(*(grader.grade(p, reference_proof(p) * 2) for p in problems))
         while not work.done():
-            started = time.perf_counter()
             await asyncio.sleep(0.001)
-            longest = max(longest, time.perf_counter() - started)
+            turns += 1
         assert all(isinstance(grade, Graded) for grade in await work)
         await grader.close()
-        return longest
+        return turns
 
-    total = time.perf_counter()
-    longest = asyncio.run(run())
-    total = time.perf_counter() - total
-    assert longest < total / 2
+    assert asyncio.run(run()) > 5  # one, were the grades given in the loop

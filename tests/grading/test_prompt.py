@@ -76,6 +76,12 @@ def test_the_proof_stays_in_its_fence(attack: str, structured: bool) -> None:
     inside.encode("utf-8")
 
 
+def test_a_problem_that_is_no_unicode_text_can_be_sent() -> None:
+    made = prompt("Clear.", replace(PROBLEM, statement="Show \ud800.", rubric="7 \udfff points", reference="\ud800"))
+    assert "Show ?." in made.user
+    assert made.user.encode("utf-8")
+
+
 def test_mathematics_is_left_readable() -> None:
     text = r"If 0 <= x < 1 and y<z then [AB] = [a, b], $\frac{a}{b} \le 3$."
     assert r"If 0 <= x < 1 and y< z then [ AB] = [a, b], $\frac{a}{b} \le 3$." in prompt(text).user
