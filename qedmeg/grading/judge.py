@@ -87,10 +87,12 @@ class Judge:
                 return Failed("deadline", f"{self._server}: {reason}", question.cost)
             except RequestFailed as failure:
                 last, last_failure = failure, f"{failure.kind}: {failure}"
+            if not last.retried or attempt == config.attempts:
+                break
             # Exponential backoff with full jitter: clients that failed together do not come back together.
             longest = min(config.backoff_max_seconds, config.backoff_seconds * 2 ** (attempt - 1))
             pause = max(self._jitter.uniform(0, longest), last.retry_after)
-            if not last.retried or attempt == config.attempts or clock() + pause >= end:
+            if clock() + pause >= end:
                 break
             await asyncio.sleep(pause)
         return Failed(last.kind, f"{self._server}: {last} (attempt {attempt} of {config.attempts})", question.cost)

@@ -14,7 +14,7 @@ import pytest
 from qedmeg.data.problems import generate
 from qedmeg.errors import UserError
 from qedmeg.grading.attacks import KINDS, attacks
-from qedmeg.grading.calibration import Agreement, Resistance, agreement, calibrate, resistance
+from qedmeg.grading.calibration import Agreement, Resistance, agreement, calibrate, main, resistance
 from qedmeg.grading.grade import Failed, Graded
 from qedmeg.grading.grader import ProofProblem, SymbolicGrader
 from qedmeg.grading.rated import GUIDELINES, RatedProof, embedded_rated, load_rated
@@ -167,18 +167,14 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
-def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "eval/calibrate.py", *map(str, arguments)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "140"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+def run_here(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["calibrate.py", *map(str, arguments)])
+    return main()
 
 
-def test_the_command_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
+def test_the_command_goes_on_where_it_was_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     names = [f"PB-{i}" for i in range(6)]
     # People gave what the scripted judge gives, but for the first, which they gave one point more or less.
     right = [right_points(f"Proof {i}.", (7,))[0] for i in range(6)]
@@ -192,7 +188,14 @@ def test_the_command_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
         config = tmp_path / "judge.yaml"
         config.write_text(f"judges: [{{base_url: {server.url}, model: scripted, price_prompt: 1.0}}]\n")
         command = ("--config", config, "--data", data, "--attacked", 2, "--out", tmp_path / "out")
-        first = run_command(*command)
+        first = subprocess.run(
+            [sys.executable, "eval/calibrate.py", *map(str, command)],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "140"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         assert first.returncode == 0, first.stderr
         result = json.loads((tmp_path / "out/calibration.json").read_text())
         (row,) = result["agreement"]
@@ -207,26 +210,24 @@ def test_the_command_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
             assert text in first.stdout, first.stdout
         assert (tmp_path / "out/calibration.svg").read_text().count("<svg") == 1
         refused.clear()
-        second = run_command(*command)
-        assert second.returncode == 0, second.stderr
+        assert run_here(monkeypatch, *command) == 0
         assert len(server.served) == 17  # the one that had failed
+        assert "asked for in this run: 1 requests" in capsys.readouterr().out
         result = json.loads((tmp_path / "out/calibration.json").read_text())
         assert (result["agreement"][0]["graded"], result["agreement"][0]["equal"]) == (6, pytest.approx(5 / 6))
 
 
-def test_the_command_refuses_what_makes_no_sense(tmp_path: Path) -> None:
+def test_the_command_refuses_what_makes_no_sense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = write_jsonl(tmp_path / "rated.jsonl", deepseek_row("PB-1", "Proof.", 7))
-    refused = run_command("--data", data, "--out", tmp_path / "out")
-    assert (refused.returncode, refused.stderr) == (
-        2,
-        "error: the symbolic grader knows the embedded problems only: give --config with a judge for --data\n",
-    )
+    with pytest.raises(UserError, match="knows the embedded problems only: give --config with a judge"):
+        run_here(monkeypatch, "--data", data, "--out", tmp_path / "out")
+    with pytest.raises(UserError, match="no proofs to grade"):
+        run_here(monkeypatch, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_embedded_problems_need_no_judge(tmp_path: Path) -> None:
-    done = run_command("--embedded", 3, "--out", tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_embedded_problems_need_no_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_here(monkeypatch, "--embedded", 3, "--out", tmp_path) == 0
     result = json.loads((tmp_path / "calibration.json").read_text())
     problems = generate("heldout", 3, 0)
     assert [proof["problem"] for proof in result["proofs"]] == [problem.id for problem in problems]
