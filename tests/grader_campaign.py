@@ -35,6 +35,7 @@ PRICES = {"price_prompt": 0.15, "price_completion": 0.6}
 ITEMS = Rubric(
     (RubricItem("set-up", 2, "Sets up."), RubricItem("idea", 4, "Has the idea."), RubricItem("end", 1, "Ends."))
 )
+AT_ONCE = 32  # fewer than the judges' 2 × 24 places, so that there is room for second requests
 WORDS = "4 points for the idea, 2 for carrying it out, 1 for the conclusion."
 TALK = (
     "",
@@ -86,10 +87,16 @@ async def _grade_twice(
     url: str, cache: Path, problems: Sequence[ProofProblem], proofs: Sequence[str], ledgers: Sequence[Ledger]
 ) -> tuple[tuple[Grade, ...], tuple[Grade, ...]]:
     panels = [Panel(_config(url, cache, structured), [ledger]) for structured, ledger in enumerate(ledgers)]
+    under_way = asyncio.Semaphore(AT_ONCE)
+
+    async def grade(panel: Panel, problem: ProofProblem, proof: str) -> Grade:
+        async with under_way:
+            return await panel.grade(problem, proof)
+
     rounds = []
     for _ in range(2):
         work = [
-            panels[i // 2 % 2].grade(problem, proof)
+            grade(panels[i // 2 % 2], problem, proof)
             for i, (problem, proof) in enumerate(zip(problems, proofs, strict=True))
         ]
         rounds.append(tuple(await asyncio.gather(*work)))
@@ -175,8 +182,9 @@ def report(campaign: Campaign) -> dict[str, Any]:
     fates = Counter(served.fate for served in campaign.served)
     entries = {entry.id: entry for ledger in campaign.ledgers for entry in ledger.entries}
     unread = [served for served in campaign.served if served.written and not entries[served.id].tokens_known]
+    account = sum(campaign.ledgers, Account())
     return {
-        "passed": not wrong and not errors and not lost and all(fates[failure] for failure in FAILURES),
+        "passed": not (wrong or errors or lost) and all(fates[failure] for failure in FAILURES) and account.hedges > 0,
         "grades": len(campaign.grades),
         "wrong": wrong,
         "lost": lost,
@@ -185,7 +193,7 @@ def report(campaign: Campaign) -> dict[str, Any]:
         "served": dict(fates.most_common()),
         "server_tokens": sum(s.prompt_tokens + s.completion_tokens for s in campaign.served if s.written),
         "server_tokens_in_answers_given_up_on": sum(s.prompt_tokens + s.completion_tokens for s in unread),
-        "account": sum(campaign.ledgers, Account()).to_json(),
+        "account": account.to_json(),
         "seconds": round(campaign.seconds, 1),
     }
 
