@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -225,6 +226,97 @@ class LossConfig(Settings):
     def _dual_clip_is_used(self) -> Self:
         if self.dual_clip is not None and self.objective != "clip":
             raise ValueError("dual_clip belongs to objective clip; cispo bounds the ratio for both signs by clip_high")
+
+
+class JudgeConfig(Settings):
+    """A language model that grades proofs, behind any OpenAI-compatible server."""
+
+    base_url: str
+    """Address of the server, such as http://localhost:8000/v1."""
+    model: str
+    """Name of the model there."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the key; the key itself stands in no file. None: no key."""
+    structured: bool = False
+    """Ask for structured output (response_format json_schema), where the server has it; else the verdict is read from
+    the text of the answer."""
+    reference: bool = True
+    """Show the judge the reference solution of problems that have one."""
+    temperature: float | None = Field(default=1.0, ge=0)
+    """Sampling temperature; None: the server's own."""
+    reasoning_effort: Literal["minimal", "low", "medium", "high"] | None = None
+    """How long a reasoning model thinks, where the server knows the setting."""
+    max_tokens: int = Field(default=32768, ge=1)
+    """Most tokens of an answer, reasoning included."""
+    votes: int = Field(default=1, ge=1)
+    """Verdicts asked of this judge for each proof."""
+
+    price_prompt: float = Field(default=0.0, ge=0)
+    """Price of a million prompt tokens, in any currency that all judges share."""
+    price_completion: float = Field(default=0.0, ge=0)
+    """Price of a million completion tokens."""
+
+    concurrency: int = Field(default=64, ge=1, le=1000)
+    """Most requests under way at a time."""
+    timeout_seconds: float = Field(default=600.0, gt=0)
+    """Longest wait for the answer to one request."""
+    deadline_seconds: float = Field(default=1800.0, gt=0)
+    """Longest time for one verdict with all of its requests and pauses; waiting for a free place is not counted."""
+    attempts: int = Field(default=8, ge=1, le=100)
+    """Most attempts at one verdict. A request that the server refuses (bad request, wrong key, no such model) is not
+    attempted again."""
+    backoff_seconds: float = Field(default=1.0, ge=0)
+    """The pause before attempt n + 1 is drawn between 0 and 2^(n - 1) times this; a longer Retry-After is kept to."""
+    backoff_max_seconds: float = Field(default=60.0, ge=0)
+    """Longest such pause that is drawn."""
+    hedge_seconds: float | None = Field(default=None, gt=0)
+    """After this long without an answer a second request is sent, if a place is free, and the first verdict counts; it
+    should be a time that few answers take longer than. None: never."""
+    breaker_failures: int = Field(default=20, ge=1)
+    """After so many requests in a row that got no answer, nothing is sent for a while."""
+    breaker_pause_seconds: float = Field(default=30.0, gt=0)
+    """For how long; then one request is sent to see whether the server answers again."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        address = urlsplit(self.base_url)
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise ValueError("base_url should be an address such as http://localhost:8000/v1")
+        if address.username or address.password or address.query:
+            raise ValueError("base_url holds a user, a password or a query; give the key in api_key_env's variable")
+        if self.timeout_seconds > self.deadline_seconds:
+            raise ValueError(
+                f"timeout_seconds {self.timeout_seconds:g} is greater than deadline_seconds {self.deadline_seconds:g}"
+            )
+        if self.hedge_seconds is not None and self.hedge_seconds >= self.timeout_seconds:
+            raise ValueError(
+                f"hedge_seconds {self.hedge_seconds:g} is not less than timeout_seconds {self.timeout_seconds:g}: "
+                "there would never be a second request"
+            )
+        return self
+
+
+class GraderConfig(Settings):
+    """Who grades proofs."""
+
+    judges: tuple[JudgeConfig, ...] = ()
+    """Language models that grade. None: the symbolic grader, which knows the embedded problems only."""
+    combine: Literal["median", "mean"] = "median"
+    """What several votes come to."""
+    min_votes: int | None = Field(default=None, ge=1)
+    """Fewest votes that make a grade, of those asked for; with fewer it has failed. None: more than half."""
+    cache: Path | None = None
+    """File that verdicts are kept in; another run with the same judges and prompts takes them from there."""
+
+    @property
+    def votes(self) -> int:
+        """Votes asked for each proof."""
+        return sum(judge.votes for judge in self.judges)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.min_votes is not None and self.min_votes > self.votes:
+            raise ValueError(f"min_votes {self.min_votes} is greater than the {self.votes} votes of all judges")
         return self
 
 
