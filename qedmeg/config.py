@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -171,6 +172,152 @@ class CheckpointConfig(Settings):
     """Checkpoints at multiples of this step are kept for good."""
     background: bool = True
     """Write while training goes on."""
+
+
+class AdvantageConfig(Settings):
+    """How the rewards of one prompt's group become advantages."""
+
+    baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
+    """What is subtracted from a reward: the mean of its group, or of the others in its group."""
+    divide_by_std: bool = False
+    """Divide by the group's standard deviation, as GRPO does and Dr. GRPO does not."""
+    mask_truncated: bool = False
+    """Rollouts cut off at the token limit train nothing, and leave the baseline of their group."""
+    overlong_penalty: float = Field(default=0.0, ge=0)
+    """Most that is taken off the reward of a long rollout (DAPO's soft punishment); 0: nothing."""
+    overlong_buffer: int = Field(default=4096, ge=1)
+    """The penalty rises from 0 to its most over so many tokens before the token limit."""
+
+
+class LossConfig(Settings):
+    """The policy loss: objective, ratio, clipping, penalties, correction and normalisation."""
+
+    objective: Literal["clip", "cispo"] = "clip"
+    """`clip`: PPO's clipped ratio times advantage. `cispo`: log-probability times advantage, weighted by the clipped
+    ratio, which has no gradient: clipped tokens go on training."""
+    ratio: Literal["token", "sequence"] = "token"
+    """The ratio of new to old probability: of each token, or one a sequence, the geometric mean of its tokens' (GSPO;
+    its authors clip at 3e-4 and 4e-4)."""
+    clip_low: float = Field(default=0.2, ge=0)
+    """The ratio is clipped below 1 − clip_low; from 1 on, it is not."""
+    clip_high: float = Field(default=0.2, ge=0)
+    """The ratio is clipped above 1 + clip_high; greater than clip_low, it is DAPO's higher clip."""
+    dual_clip: float | None = Field(default=None, gt=1)
+    """Highest ratio for negative advantages, which `clip` alone leaves unbounded. None: no bound."""
+    kl_coef: float = Field(default=0.0, ge=0)
+    """Weight of the KL divergence from the frozen reference model; 0: no reference is needed."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """How it is estimated from a token's log-probabilities."""
+    kl_importance: bool = True
+    """Multiply the estimate by the token's ratio, with gradient. With it k1 and k3 have the gradient of the divergence;
+    without it k1's is zero on average, and k3 is GRPO's as first published. k2 has the right one without it."""
+    entropy_coef: float = Field(default=0.0, ge=0)
+    """Weight of the entropy, which is subtracted from the loss."""
+    correction: Literal["none", "token", "sequence"] = "none"
+    """Weights for the difference between trainer and engine, where the ratio is against the trainer's own
+    log-probabilities: of each token, or the geometric mean of a sequence's."""
+    correction_cap: float = Field(default=2.0, ge=1)
+    """Highest such weight."""
+    normalisation: Literal["token_sum", "token_mean", "sequence_mean"] = "token_mean"
+    """What the step's loss is: the sum over tokens by the number of sequences, the mean over tokens, or the mean over
+    sequences of each one's mean over tokens."""
+
+    @model_validator(mode="after")
+    def _dual_clip_is_used(self) -> Self:
+        if self.dual_clip is not None and self.objective != "clip":
+            raise ValueError("dual_clip belongs to objective clip; cispo bounds the ratio for both signs by clip_high")
+
+
+class JudgeConfig(Settings):
+    """A language model that grades proofs, behind any OpenAI-compatible server."""
+
+    base_url: str
+    """Address of the server, such as http://localhost:8000/v1."""
+    model: str
+    """Name of the model there."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the key; the key itself stands in no file. None: no key."""
+    structured: bool = False
+    """Ask for structured output (response_format json_schema), where the server has it; else the verdict is read from
+    the text of the answer."""
+    reference: bool = True
+    """Show the judge the reference solution of problems that have one."""
+    temperature: float | None = Field(default=1.0, ge=0)
+    """Sampling temperature; None: the server's own."""
+    reasoning_effort: Literal["minimal", "low", "medium", "high"] | None = None
+    """How long a reasoning model thinks, where the server knows the setting."""
+    max_tokens: int = Field(default=32768, ge=1)
+    """Most tokens of an answer, reasoning included."""
+    votes: int = Field(default=1, ge=1)
+    """Verdicts asked of this judge for each proof."""
+
+    price_prompt: float = Field(default=0.0, ge=0)
+    """Price of a million prompt tokens, in any currency that all judges share."""
+    price_completion: float = Field(default=0.0, ge=0)
+    """Price of a million completion tokens."""
+
+    concurrency: int = Field(default=64, ge=1, le=1000)
+    """Most requests under way at a time."""
+    timeout_seconds: float = Field(default=600.0, gt=0)
+    """Longest wait for the answer to one request."""
+    deadline_seconds: float = Field(default=1800.0, gt=0)
+    """Longest time for one verdict with all of its requests and pauses; waiting for a free place is not counted."""
+    attempts: int = Field(default=8, ge=1, le=100)
+    """Most attempts at one verdict. A request that the server refuses (bad request, wrong key, no such model) is not
+    attempted again."""
+    backoff_seconds: float = Field(default=1.0, ge=0)
+    """The pause before attempt n + 1 is drawn between 0 and 2^(n - 1) times this; a longer Retry-After is kept to."""
+    backoff_max_seconds: float = Field(default=60.0, ge=0)
+    """Longest such pause that is drawn."""
+    hedge_seconds: float | None = Field(default=None, gt=0)
+    """After this long without an answer a second request is sent, if a place is free, and the first verdict counts; it
+    should be a time that few answers take longer than. None: never."""
+    breaker_failures: int = Field(default=20, ge=1)
+    """After so many requests in a row that got no answer, nothing is sent for a while."""
+    breaker_pause_seconds: float = Field(default=30.0, gt=0)
+    """For how long; then one request is sent to see whether the server answers again."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        address = urlsplit(self.base_url)
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise ValueError("base_url should be an address such as http://localhost:8000/v1")
+        if address.username or address.password or address.query:
+            raise ValueError("base_url holds a user, a password or a query; give the key in api_key_env's variable")
+        if self.timeout_seconds > self.deadline_seconds:
+            raise ValueError(
+                f"timeout_seconds {self.timeout_seconds:g} is greater than deadline_seconds {self.deadline_seconds:g}"
+            )
+        if self.hedge_seconds is not None and self.hedge_seconds >= self.timeout_seconds:
+            raise ValueError(
+                f"hedge_seconds {self.hedge_seconds:g} is not less than timeout_seconds {self.timeout_seconds:g}: "
+                "there would never be a second request"
+            )
+        return self
+
+
+class GraderConfig(Settings):
+    """Who grades proofs."""
+
+    judges: tuple[JudgeConfig, ...] = ()
+    """Language models that grade. None: the symbolic grader, which knows the embedded problems only."""
+    combine: Literal["median", "mean"] = "median"
+    """What several votes come to."""
+    min_votes: int | None = Field(default=None, ge=1)
+    """Fewest votes that make a grade, of those asked for; with fewer it has failed. None: more than half."""
+    cache: Path | None = None
+    """File that verdicts are kept in; another run with the same judges and prompts takes them from there."""
+
+    @property
+    def votes(self) -> int:
+        """Votes asked for each proof."""
+        return sum(judge.votes for judge in self.judges)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.min_votes is not None and self.min_votes > self.votes:
+            raise ValueError(f"min_votes {self.min_votes} is greater than the {self.votes} votes of all judges")
+        return self
 
 
 class SFTConfig(Settings):

@@ -29,9 +29,9 @@ class GradedProof:
     statement: str
     proof: str
     finish_reason: str
-    points: int
+    points: float
     of: int
-    items: tuple[tuple[str, int, int, str], ...]
+    items: tuple[tuple[str, float, int, str], ...]
     """Name, points earned, points possible and the checker's reason, for each rubric item."""
 
 

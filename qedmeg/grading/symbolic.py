@@ -1,7 +1,9 @@
 """The symbolic grader: decides every rubric item of an embedded problem by reading the proof itself."""
 
+import hashlib
 from collections import Counter
 from functools import lru_cache
+from importlib.resources import files
 from itertools import permutations
 
 from qedmeg.data.problems import FAMILIES, Problem, family_of
@@ -11,7 +13,18 @@ from qedmeg.grading.grade import Graded, ItemGrade
 from qedmeg.grading.reading import MAX_CHARACTERS, MAX_SENTENCES, Sentence, read
 from qedmeg.grading.steps import Finding, Step
 
-GRADER = "symbolic"
+
+def _version() -> str:
+    """From the source of all grading and of all problems: no change of a rule is forgotten."""
+    digest = hashlib.sha256()
+    for package in ("qedmeg.grading", "qedmeg.data.problems"):
+        for file in sorted(files(package).iterdir(), key=lambda file: file.name):
+            if file.name.endswith(".py"):
+                digest.update(file.read_bytes())
+    return f"symbolic/{digest.hexdigest()[:12]}"
+
+
+VERSION = _version()
 MAX_CLAIMS = 40  # the embedded proofs make about 10
 MAX_STRAY_CLAIMS = 12  # true, and no part of the proof: more is a list of guesses
 CANONICAL_SHARE = 0.8  # of the letters in a proof that keeps the problem's
@@ -123,7 +136,7 @@ def _guesses(findings: dict[str, Finding], reading: Reading) -> bool:
 
 
 def _total(items: list[ItemGrade]) -> Graded:
-    return Graded(sum(item.points for item in items), sum(item.of for item in items), tuple(items), GRADER)
+    return Graded(sum(item.points for item in items), sum(item.of for item in items), tuple(items), VERSION)
 
 
 def _nothing(problem: Problem, reason: str) -> Graded:

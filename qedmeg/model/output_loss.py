@@ -20,6 +20,31 @@ def chunk_tokens(vocabulary_rows: int) -> int:
     return max(64, CHUNK_BYTES // (4 * vocabulary_rows))
 
 
+def shard_rows(weight_VH: torch.Tensor, vocabulary: int, tp_group: dist.ProcessGroup) -> tuple[int, int]:
+    """The token id of the first row of this rank's shard, and how many of its rows are not padding."""
+    rows = weight_VH.shape[0]
+    first = rows * tp_group.rank()
+    return first, min(max(vocabulary - first, 0), rows)
+
+
+def shift_by_highest(logits_CR: torch.Tensor, tp_group: dist.ProcessGroup) -> torch.Tensor:
+    """Subtract from each token's logits, in place, the highest of them over all ranks, which is returned [chunk]."""
+    highest_C = logits_CR.amax(1) if logits_CR.shape[1] else logits_CR.new_full(logits_CR.shape[:1], -torch.inf)
+    if tp_group.size() > 1:
+        dist.all_reduce(highest_C, dist.ReduceOp.MAX, group=tp_group)
+    logits_CR.sub_(highest_C[:, None])
+    return highest_C
+
+
+def label_places(labels_C: torch.Tensor, real: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the labels are among the [chunk, real] logits of this rank: token and column of each that it holds.
+
+    `labels_C` counts from this rank's first row; a label outside of its rows lies with another rank.
+    """
+    mine_C = (labels_C >= 0) & (labels_C < real)
+    return mine_C.nonzero().squeeze(1), labels_C[mine_C]
+
+
 def summed_cross_entropy(
     hidden_TH: torch.Tensor,
     weight_VH: torch.Tensor,
@@ -39,9 +64,7 @@ def summed_cross_entropy(
         vocabulary: entries of the vocabulary over all ranks without padding; padding rows take no part.
         tp_group: the tensor-parallel group.
     """
-    rows = weight_VH.shape[0]
-    first = rows * tp_group.rank()
-    real = min(max(vocabulary - first, 0), rows)
+    first, real = shard_rows(weight_VH, vocabulary, tp_group)
     kept_K = mask_T.nonzero().squeeze(1)
     if not torch.is_grad_enabled():
         # An autograd function is told that a weight needs a gradient even where none will be asked for.
@@ -110,24 +133,15 @@ class _SummedCrossEntropy(torch.autograd.Function):
 def _loss_and_gradient(
     logits_CR: torch.Tensor, labels_C: torch.Tensor, tp_group: dist.ProcessGroup
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Losses [chunk] and softmax − onehot [chunk, rows], the latter in the memory of `logits_CR`.
-
-    `labels_C` counts from this rank's first row; a label outside of its rows lies with another rank.
-    """
-    alone = tp_group.size() == 1
-    rows = logits_CR.shape[1]
-    highest_C = logits_CR.amax(1) if rows else logits_CR.new_full(logits_CR.shape[:1], -torch.inf)
-    if not alone:
-        dist.all_reduce(highest_C, dist.ReduceOp.MAX, group=tp_group)
-    logits_CR.sub_(highest_C[:, None])
-    mine_C = (labels_C >= 0) & (labels_C < rows)
-    rows_M, columns_M = mine_C.nonzero().squeeze(1), labels_C[mine_C]
+    """Losses [chunk] and softmax − onehot [chunk, rows], the latter in the memory of `logits_CR`."""
+    highest_C = shift_by_highest(logits_CR, tp_group)
+    places = label_places(labels_C, logits_CR.shape[1])
     label_logits_C = torch.zeros_like(highest_C)
-    label_logits_C[rows_M] = logits_CR[rows_M, columns_M]
+    label_logits_C[places[0]] = logits_CR[places]
     logits_CR.exp_()
     sums_2C = torch.stack([logits_CR.sum(1), label_logits_C])
-    if not alone:
+    if tp_group.size() > 1:
         dist.all_reduce(sums_2C, group=tp_group)
     logits_CR.div_(sums_2C[0][:, None])
-    logits_CR[rows_M, columns_M] -= 1.0
+    logits_CR[places] -= 1.0
     return sums_2C[0].log() - sums_2C[1], logits_CR

@@ -1,0 +1,162 @@
+"""One request to an OpenAI-compatible server, and what became of it."""
+
+import asyncio
+import email.utils
+import math
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import openai
+from pydantic import BaseModel, Field, ValidationError
+
+from qedmeg.config import JudgeConfig
+from qedmeg.errors import UserError
+
+NO_KEY = "none"  # for servers that ask for none; the client wants something to send
+MAX_REASON_CHARS = 300
+_RETRIED_STATUS = frozenset({408, 409, 425, 429})  # and all from 500 on
+
+
+class Usage(BaseModel):
+    """Tokens that the server counted."""
+
+    prompt_tokens: int = Field(ge=0)
+    completion_tokens: int = Field(ge=0)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A judge's final message."""
+
+    content: str
+    usage: Usage | None
+
+
+class RequestFailed(Exception):
+    """A request without an answer: `kind` in two words, the message what was said. `usage` where the server told."""
+
+    def __init__(
+        self, kind: str, reason: str, *, retried: bool = True, retry_after: float = 0.0, usage: Usage | None = None
+    ) -> None:
+        super().__init__(reason)
+        self.kind, self.retried, self.retry_after, self.usage = kind, retried, retry_after, usage
+
+
+class Endpoint:
+    """A model behind an address. Raises `UserError` when the environment variable that holds its key is not set."""
+
+    def __init__(self, config: JudgeConfig) -> None:
+        key = NO_KEY if config.api_key_env is None else os.environ.get(config.api_key_env, "")
+        if not key:
+            raise UserError(f"api_key_env: the environment variable '{config.api_key_env}' is not set")
+        self._key = key
+        self._config = config
+        self._client = openai.AsyncOpenAI(
+            api_key=key, base_url=config.base_url, max_retries=0, timeout=config.timeout_seconds
+        )
+
+    async def ask(self, system: str, user: str, schema: dict[str, Any] | None, request_id: str) -> Answer:
+        """The answer to one request, which carries `request_id` in a header for whoever compares logs.
+
+        Raises `RequestFailed`. Does not wait longer than `timeout_seconds`, however slowly the answer drips in.
+        """
+        config = self._config
+        try:
+            async with asyncio.timeout(config.timeout_seconds):
+                response = await self._client.chat.completions.with_raw_response.create(
+                    model=config.model,
+                    messages=[{"role": "system", "content": system}, {"role": "user", "content": user}],
+                    max_completion_tokens=config.max_tokens,
+                    temperature=openai.omit if config.temperature is None else config.temperature,
+                    reasoning_effort=openai.omit if config.reasoning_effort is None else config.reasoning_effort,
+                    response_format=openai.omit if schema is None else _response_format(schema),
+                    extra_headers={"X-Client-Request-Id": request_id},
+                )
+        except (TimeoutError, openai.APITimeoutError):
+            raise RequestFailed("timeout", f"no answer within {config.timeout_seconds:g} s") from None
+        except openai.APIConnectionError as error:
+            raise RequestFailed("connection", self._shown(str(error.__cause__ or error))) from None
+        except openai.APIStatusError as error:
+            raise self._refusal(error) from None
+        return self._answer(response.content)
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    def _refusal(self, error: openai.APIStatusError) -> RequestFailed:
+        reason = self._shown(f"status {error.status_code}: {error.message}")
+        if error.status_code == 429 and error.code != "insufficient_quota":  # which no waiting mends
+            return RequestFailed("rate limit", reason, retry_after=_retry_after(error.response.headers))
+        if error.status_code >= 500 or error.status_code in _RETRIED_STATUS - {429}:
+            return RequestFailed("server error", reason, retry_after=_retry_after(error.response.headers))
+        return RequestFailed("refused", reason, retried=False)
+
+    def _answer(self, body: bytes) -> Answer:
+        usage = _usage(body)  # read on its own: an answer that is of no use may still cost
+        try:
+            choices = _Completion.model_validate_json(body).choices
+        except ValidationError:
+            kind = "unreadable answer" if body.strip() else "empty answer"
+            reason = self._shown(f"no chat completion: {body.decode('utf-8', errors='replace')}")
+            raise RequestFailed(kind, reason, usage=usage) from None
+        if not choices:
+            raise RequestFailed("empty answer", "no choices", usage=usage)
+        content, finish_reason = choices[0].message.content or "", choices[0].finish_reason
+        if finish_reason == "length":
+            reason = f"cut off after max_tokens {self._config.max_tokens}"
+            raise RequestFailed("unreadable answer", reason, usage=usage)
+        if not content.strip():
+            raise RequestFailed("empty answer", self._shown(f"finish reason {finish_reason!r}"), usage=usage)
+        return Answer(content, usage)
+
+    def _shown(self, text: str) -> str:
+        """Short, in one line, and without the key, which some servers repeat when they refuse it."""
+        if self._key != NO_KEY:
+            text = text.replace(self._key, "[key]")
+        return " ".join(text.split())[:MAX_REASON_CHARS]
+
+
+class _Message(BaseModel):
+    content: str | None = None
+
+
+class _Choice(BaseModel):
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Completion(BaseModel):
+    """What is read of a chat completion; servers differ in the rest."""
+
+    choices: list[_Choice]
+
+
+class _Billed(BaseModel):
+    usage: Usage
+
+
+def _usage(body: bytes) -> Usage | None:
+    try:
+        return _Billed.model_validate_json(body).usage
+    except ValidationError:
+        return None
+
+
+def _response_format(schema: dict[str, Any]) -> Any:
+    return {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": schema}}
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds that the server asks to wait, 0 where it does not say (RFC 9110, 10.2.3: seconds or a date)."""
+    value = headers.get("retry-after", "")
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+        except ValueError:
+            return 0.0
+    return max(0.0, seconds) if math.isfinite(seconds) else 0.0

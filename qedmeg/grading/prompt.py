@@ -1,0 +1,104 @@
+"""What a judge is told: the problem, its rubric, a reference solution where there is one, and the proof in a fence."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+
+from qedmeg.data.problems import Problem, reference_proof
+from qedmeg.grading.grader import ProofProblem
+from qedmeg.grading.rubric import RUBRIC_POINTS, Rubric
+from qedmeg.grading.verdict import Verdict, json_schema, read_json, read_text
+
+WHOLE_PROOF = "whole proof"
+"""Name of the one item of a rubric in words."""
+
+_SYSTEM, _USER = "judge_system.jinja", "judge_user.jinja"
+_ENVIRONMENT = jinja2.Environment(
+    loader=jinja2.PackageLoader("qedmeg.grading"),
+    undefined=jinja2.StrictUndefined,
+    keep_trailing_newline=True,
+)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question to a judge, and how its answer is read."""
+
+    system: str
+    user: str
+    key: str
+    """Stands in the fence around the proof and in the verdict; whoever wrote the proof cannot know it."""
+    names: tuple[str, ...]
+    of: tuple[int, ...]
+    """Names and points of the items."""
+    by_item: bool
+    structured: bool
+
+    def read(self, content: str) -> Verdict:
+        """The verdict in the judge's final message. Raises `NoVerdict`."""
+        reader = read_json if self.structured else read_text
+        return reader(content, self.key, self.of, by_item=self.by_item)
+
+    def schema(self) -> dict[str, Any]:
+        """JSON schema of the structured verdict."""
+        return json_schema(self.of, by_item=self.by_item)
+
+
+def make_prompt(problem: ProofProblem, proof: str, *, structured: bool, reference: bool) -> Prompt:
+    """The question about one proof. The same proof gives the same prompt, and what comes before the proof is the same
+    for all proofs of a problem but for the key, so that a server may reuse it."""
+    items = problem.rubric.items if isinstance(problem.rubric, Rubric) else None
+    shown = problem.reference if reference else None
+    text = _harmless(proof)
+    key = _key(problem.statement, text, shown or "", *_rubric_texts(problem.rubric))
+    user = _ENVIRONMENT.get_template(_USER).render(
+        problem=problem, items=items, reference=shown, proof=text, key=key, of=RUBRIC_POINTS, structured=structured
+    )
+    return Prompt(
+        system=_ENVIRONMENT.get_template(_SYSTEM).render(),
+        user=user.encode("utf-8", errors="replace").decode("utf-8"),  # a lone surrogate becomes a question mark
+        key=key,
+        names=tuple(item.name for item in items) if items else (WHOLE_PROOF,),
+        of=tuple(item.points for item in items) if items else (RUBRIC_POINTS,),
+        by_item=items is not None,
+        structured=structured,
+    )
+
+
+def judged(problem: Problem | ProofProblem) -> ProofProblem:
+    """The problem as a judge sees it; an embedded one comes with its full-mark proof as the reference."""
+    if isinstance(problem, ProofProblem):
+        return problem
+    return ProofProblem(problem.id, problem.statement, problem.rubric, reference_proof(problem))
+
+
+def rules_hash() -> str:
+    """Changes with the wording of the prompts and with the source that reads verdicts."""
+    digest = hashlib.sha256()
+    for name in (f"templates/{_SYSTEM}", f"templates/{_USER}", "verdict.py"):
+        digest.update(files("qedmeg.grading").joinpath(name).read_bytes())
+    return digest.hexdigest()
+
+
+def _harmless(proof: str) -> str:
+    """The proof with a space after each `<` and before each `[` of a word in capitals, so that none of a chat
+    template's marks (`<|im_end|>`, `</s>`, `[INST]`) is left in it: some servers take them at their word wherever they
+    stand."""
+    return re.sub(r"<(?=[^\s=])", "< ", re.sub(r"\[(?=/?[A-Z_]{2,}\])", "[ ", proof))
+
+
+def _rubric_texts(rubric: Rubric | str) -> list[str]:
+    return [rubric] if isinstance(rubric, str) else [text for item in rubric.items for text in (item.name, item.text)]
+
+
+def _key(*texts: str) -> str:
+    """64 bits made from all that is in the prompt and found nowhere in it."""
+    whole = "\0".join(texts)
+    digest = hashlib.sha256(whole.encode("utf-8", errors="replace"))
+    while (key := digest.hexdigest()[:16]) in whole:
+        digest.update(b"once more")
+    return key
