@@ -226,6 +226,7 @@ class LossConfig(Settings):
     def _dual_clip_is_used(self) -> Self:
         if self.dual_clip is not None and self.objective != "clip":
             raise ValueError("dual_clip belongs to objective clip; cispo bounds the ratio for both signs by clip_high")
+        return self
 
 
 class JudgeConfig(Settings):

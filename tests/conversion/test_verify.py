@@ -168,7 +168,7 @@ def test_an_engine_that_fails_is_no_proof(tmp_path):
 
 def test_the_whole_command_with_logits(hf_folder, tmp_path):
     """A process of its own, as a user starts it, with the checks that it makes when none are named."""
-    arguments = ["--hf", hf_folder("qwen3_moe"), "--out", tmp_path / "out", "--tp", "2", "--ep", "2"]
+    arguments = ["--hf", hf_folder(), "--out", tmp_path / "out", "--tp", "2", "--pp", "2"]
     command = [sys.executable, SCRIPTS / "hf_to_megatron.py", *arguments]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
