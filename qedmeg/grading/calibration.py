@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 import matplotlib
 from rich.console import Console
@@ -20,7 +19,7 @@ from qedmeg.config import GraderConfig
 from qedmeg.data.problems import Problem
 from qedmeg.errors import UserError
 from qedmeg.grading.attacks import KINDS, Attack, attacks
-from qedmeg.grading.grade import Cost, Grade, Graded
+from qedmeg.grading.grade import Cost, Failed, Grade, Graded
 from qedmeg.grading.grader import Grader, ProofProblem
 from qedmeg.grading.panel import make_grader
 from qedmeg.grading.rated import RatedProof, embedded_rated, load_rated
@@ -69,6 +68,32 @@ class Resistance:
     """Mean, of 7."""
 
 
+@dataclass(frozen=True)
+class GradedText:
+    """One text that was handed in: from a source of proofs, whose points people gave, or as a kind of attack."""
+
+    origin: str
+    problem: str
+    people: float | None
+    grade: Grade
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """All that is known of a grader after it."""
+
+    grader: str
+    """Its version."""
+    agreement: tuple[Agreement, ...]
+    """By source; with several, the last is of all together."""
+    attacks: tuple[Resistance, ...]
+    failures: dict[str, int]
+    """Texts that were not graded, by kind of failure."""
+    cost: Cost
+    """Of this run; what came from the cache cost nothing."""
+    texts: tuple[GradedText, ...]
+
+
 def agreement(source: str, people: Sequence[float], grades: Sequence[Grade]) -> Agreement:
     """Compare grades with the points that people gave for the same proofs."""
     pairs = [(grade.points, points) for grade, points in zip(grades, people, strict=True) if isinstance(grade, Graded)]
@@ -98,33 +123,27 @@ def resistance(kind: str, grades: Sequence[Grade]) -> Resistance:
     return Resistance(kind, len(points), len(grades) - len(points), mean(given > 0 for given in points), mean(points))
 
 
-async def calibrate(grader: Grader, rated: Sequence[RatedProof], tried: Sequence[Attack]) -> dict[str, Any]:
-    """Grade all proofs and attacks; the result as what is written to JSON."""
+async def calibrate(grader: Grader, rated: Sequence[RatedProof], tried: Sequence[Attack]) -> Calibration:
+    """Grade all proofs and attacks."""
     work = [(proof.problem, proof.proof) for proof in rated] + [(attack.problem, attack.text) for attack in tried]
     grades = await _grade_all(grader, work)
     on_proofs, on_attacks = grades[: len(rated)], grades[len(rated) :]
     people = [proof.points for proof in rated]
     sources = {proof.source: [i for i, other in enumerate(rated) if other.source == proof.source] for proof in rated}
     compared = [agreement(s, [people[i] for i in at], [on_proofs[i] for i in at]) for s, at in sources.items()]
-    if len(sources) != 1:
+    if len(sources) > 1:
         compared.append(agreement(ALL, people, on_proofs))
     by_kind = {kind: [g for a, g in zip(tried, on_attacks, strict=True) if a.kind == kind] for kind in KINDS}
-    cost = sum((grade.cost for grade in grades), Cost())
-    return {
-        "grader": grader.version,
-        "agreement": [asdict(row) for row in compared],
-        "attacks": [asdict(resistance(kind, found)) for kind, found in by_kind.items() if found],
-        "failures": dict(Counter(grade.kind for grade in grades if not isinstance(grade, Graded))),
-        "cost": asdict(cost) | {"money": float(cost.money)},
-        "proofs": [
-            {"source": proof.source, "problem": proof.problem.id, "people": proof.points} | _row(grade)
-            for proof, grade in zip(rated, on_proofs, strict=True)
-        ],
-        "attack_grades": [
-            {"kind": attack.kind, "problem": attack.problem.id} | _row(grade)
-            for attack, grade in zip(tried, on_attacks, strict=True)
-        ],
-    }
+    proofs = [GradedText(p.source, p.problem.id, p.points, g) for p, g in zip(rated, on_proofs, strict=True)]
+    attempts = [GradedText(a.kind, a.problem.id, None, g) for a, g in zip(tried, on_attacks, strict=True)]
+    return Calibration(
+        grader=grader.version,
+        agreement=tuple(compared),
+        attacks=tuple(resistance(kind, found) for kind, found in by_kind.items() if found),
+        failures=dict(Counter(grade.kind for grade in grades if isinstance(grade, Failed))),
+        cost=sum((grade.cost for grade in grades), Cost()),
+        texts=(*proofs, *attempts),
+    )
 
 
 async def _grade_all(grader: Grader, work: Sequence[tuple[Problem | ProofProblem, str]]) -> list[Grade]:
@@ -138,64 +157,60 @@ async def _grade_all(grader: Grader, work: Sequence[tuple[Problem | ProofProblem
         return await asyncio.gather(*(one(problem, proof) for problem, proof in work))
 
 
-def _row(grade: Grade) -> dict[str, Any]:
-    if not isinstance(grade, Graded):
-        return {"failed": grade.kind, "reason": grade.reason}
-    items = [[item.name, item.points, item.of, item.reason] for item in grade.items]
-    return {"points": grade.points, "items": items, "votes": list(grade.votes)}
-
-
 # --- showing it -----------------------------------------------------------------------------------------------------
 
 
-def show(result: dict[str, Any], console: Console) -> None:
+def show(result: Calibration, console: Console) -> None:
     """Print the result as two tables."""
-    table = Table(title=f"{result['grader']} beside people (points of 7)", title_justify="left")
-    for column in ("proofs", "graded", "failed", "equal", "within 1", "error", "bias", "rank correlation"):
-        table.add_column(column, justify="left" if column == "proofs" else "right")
-    for row in result["agreement"]:
-        bias = _shown(row["bias"], "+.2f") + ("" if row["bias_error"] is None else f" ± {row['bias_error']:.2f}")
-        shares = _shown(row["equal"], ".0%"), _shown(row["within_one"], ".0%")
-        numbers = _shown(row["error"], ".2f"), bias, _shown(row["rank_correlation"], ".2f")
-        table.add_row(row["source"], str(row["graded"]), str(row["failed"]), *shares, *numbers)
-    if result["agreement"]:
-        console.print(table)
-    table = Table(title="attacks", title_justify="left")
-    for column in ("attack", "graded", "failed", "rewarded", "mean points"):
-        table.add_column(column, justify="left" if column == "attack" else "right")
-    for row in result["attacks"]:
-        rewarded, points = _shown(row["rewarded"], ".0%"), _shown(row["points"], ".2f")
-        table.add_row(row["kind"], str(row["graded"]), str(row["failed"]), rewarded, points)
-    if result["attacks"]:
-        console.print(table)
-    for kind, count in result["failures"].items():
+    columns = ("proofs", "graded", "failed", "equal", "within 1", "error", "bias", "rank correlation")
+    table = _table(f"{result.grader} beside people (points of 7)", columns)
+    for row in result.agreement:
+        bias = _shown(row.bias, "+.2f") + ("" if row.bias_error is None else f" ± {row.bias_error:.2f}")
+        shares = _shown(row.equal, ".0%"), _shown(row.within_one, ".0%")
+        numbers = _shown(row.error, ".2f"), bias, _shown(row.rank_correlation, ".2f")
+        table.add_row(row.source, str(row.graded), str(row.failed), *shares, *numbers)
+    console.print(table)
+    table = _table("attacks", ("attack", "graded", "failed", "rewarded", "mean points"))
+    for attack in result.attacks:
+        rewarded, points = _shown(attack.rewarded, ".0%"), _shown(attack.points, ".2f")
+        table.add_row(attack.kind, str(attack.graded), str(attack.failed), rewarded, points)
+    console.print(table)
+    for kind, count in result.failures.items():
         console.print(f"not graded, in no mean: {count} ({kind})")
-    cost = result["cost"]
-    tokens = f"{cost['prompt_tokens']:,} prompt tokens, {cost['completion_tokens']:,} completion tokens"
-    console.print(f"asked for in this run: {cost['requests']:,} requests, {tokens}, price {cost['money']:.4f}")
+    cost = result.cost
+    tokens = f"{cost.prompt_tokens:,} prompt tokens, {cost.completion_tokens:,} completion tokens"
+    console.print(f"asked for in this run: {cost.requests:,} requests, {tokens}, price {cost.money:.4f}")
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="left" if column == columns[0] else "right")
+    return table
 
 
 def _shown(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def plot(result: dict[str, Any], path: Path) -> None:
+def plot(result: Calibration, path: Path) -> None:
     """Draw the grader's points over people's, and the share of each attack that was rewarded, as an SVG file."""
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4.2), gridspec_kw={"width_ratios": [1.2, 1]})
     spread = random.Random(0)  # so that equal points do not hide each other
-    for source in dict.fromkeys(proof["source"] for proof in result["proofs"]):
-        graded = [proof for proof in result["proofs"] if proof["source"] == source and "points" in proof]
-        across, up = ([proof[key] + spread.uniform(-0.2, 0.2) for proof in graded] for key in ("people", "points"))
-        left.plot(list(across), list(up), "o", ms=4, alpha=0.5, label=source)
-    left.plot([0, 7], [0, 7], color="#9aa4b2", lw=1)
+    points: dict[str, list[tuple[float, float]]] = {}
+    for text in result.texts:
+        if text.people is not None and isinstance(text.grade, Graded):
+            apart = spread.uniform(-0.2, 0.2), spread.uniform(-0.2, 0.2)
+            points.setdefault(text.origin, []).append((text.people + apart[0], text.grade.points + apart[1]))
+    left.plot([0, 7], [0, 7], color="#9aa4b2", lw=1, label="as people")
+    for source, pairs in points.items():
+        left.plot(*zip(*pairs, strict=True), "o", ms=4, alpha=0.5, label=source)
     left.set(xlabel="people's points", ylabel="grader's points", xlim=(-0.5, 7.5), ylim=(-0.5, 7.5))
-    if result["proofs"]:
-        left.legend(fontsize=8)
-    rows = [row for row in result["attacks"][::-1] if row["graded"]]
-    labels = [f"{row['kind']} ({row['graded']})" for row in rows]
-    right.barh(labels, [row["rewarded"] for row in rows], color="#b91c1c")
+    left.legend(fontsize=8)
+    tried = [attack for attack in result.attacks[::-1] if attack.graded]
+    right.barh([f"{a.kind} ({a.graded})" for a in tried], [a.rewarded for a in tried], color="#b91c1c")
     right.set(xlabel="share of attacks (of so many graded) that earned points", xlim=(0, 1))
-    figure.suptitle(result["grader"], fontsize=10)
+    figure.suptitle(result.grader, fontsize=10)
     figure.tight_layout()
     partial = path.with_suffix(".partial")
     figure.savefig(partial, format="svg")
@@ -244,7 +259,7 @@ def main() -> int:
         best[proof.problem.id] = proof
     tried = attacks([(proof.problem, proof.proof) for proof in best.values()][: arguments.attacked])
 
-    async def run() -> dict[str, Any]:
+    async def run() -> Calibration:
         grader = make_grader(config)
         try:
             return await calibrate(grader, rated, tried)
@@ -253,9 +268,9 @@ def main() -> int:
 
     result = asyncio.run(run())
     partial = arguments.out / "calibration.partial"
-    partial.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    partial.write_text(json.dumps(asdict(result), indent=1, default=float), encoding="utf-8")
     partial.replace(arguments.out / "calibration.json")
     plot(result, arguments.out / "calibration.svg")
     show(result, Console())
     print(f"wrote {arguments.out / 'calibration.json'} and calibration.svg")
-    return 0 if any(row["graded"] for row in result["agreement"]) else 1
+    return 0 if any(row.graded for row in result.agreement) else 1

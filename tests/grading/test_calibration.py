@@ -14,7 +14,7 @@ import pytest
 from qedmeg.data.problems import generate
 from qedmeg.errors import UserError
 from qedmeg.grading.attacks import KINDS, attacks
-from qedmeg.grading.calibration import Agreement, Resistance, agreement, calibrate, main, resistance
+from qedmeg.grading.calibration import Agreement, Calibration, Resistance, agreement, calibrate, main, resistance
 from qedmeg.grading.grade import Failed, Graded
 from qedmeg.grading.grader import ProofProblem, SymbolicGrader
 from qedmeg.grading.rated import GUIDELINES, RatedProof, embedded_rated, load_rated
@@ -74,7 +74,7 @@ def test_the_symbolic_grader_gives_full_marks_for_proofs_and_none_for_attacks() 
     rated = embedded_rated(9, seed=0)
     tried = attacks([(proof.problem, proof.proof) for proof in rated])
 
-    async def run() -> dict:
+    async def run() -> Calibration:
         grader = SymbolicGrader()
         try:
             return await calibrate(grader, rated, tried)
@@ -82,8 +82,8 @@ def test_the_symbolic_grader_gives_full_marks_for_proofs_and_none_for_attacks() 
             await grader.close()
 
     result = asyncio.run(run())
-    assert [(row["graded"], row["equal"], row["bias"]) for row in result["agreement"]] == [(9, 1, 0)]
-    rewarded = {row["kind"]: row["rewarded"] for row in result["attacks"]}
+    assert [(row.graded, row.equal, row.bias) for row in result.agreement] == [(9, 1, 0)]
+    rewarded = {attack.kind: attack.rewarded for attack in result.attacks}
     assert rewarded.pop("another problem's proof") < 0.3  # a sentence may fit both problems
     assert set(rewarded.values()) == {0}
 
@@ -230,5 +230,6 @@ def test_embedded_problems_need_no_judge(tmp_path: Path, monkeypatch: pytest.Mon
     assert run_here(monkeypatch, "--embedded", 3, "--out", tmp_path) == 0
     result = json.loads((tmp_path / "calibration.json").read_text())
     problems = generate("heldout", 3, 0)
-    assert [proof["problem"] for proof in result["proofs"]] == [problem.id for problem in problems]
-    assert [proof["points"] for proof in result["proofs"]] == [7, 7, 7]
+    proofs = [text for text in result["texts"] if text["origin"] == "embedded"]
+    assert [proof["problem"] for proof in proofs] == [problem.id for problem in problems]
+    assert [(proof["people"], proof["grade"]["points"]) for proof in proofs] == [(7, 7)] * 3
