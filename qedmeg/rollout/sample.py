@@ -1,0 +1,45 @@
+"""What a model wrote for one prompt, as the engine gave it: token ids and log-probabilities, never text."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One generated answer of T tokens to a prompt of P tokens. Its text is for graders and people alone: training
+    takes the ids, since text that is tokenised again need not give the same ones."""
+
+    prompt_P: np.ndarray
+    """int32."""
+    tokens_T: np.ndarray
+    """int32, with the end token where it was generated."""
+    logprobs_T: np.ndarray
+    """float32: the engine's own, of each token as it was sampled."""
+    versions: tuple[tuple[int, int], ...]
+    """(weight version, index of the first token that it generated), in order; the first index is 0."""
+    finish_reason: Literal["stop", "length"]
+    """`stop`: the model ended it. `length`: it was cut off at the token limit."""
+
+    @property
+    def oldest_version(self) -> int:
+        """The weight version of the first token, which no other is older than."""
+        return self.versions[0][0]
+
+    @property
+    def newest_version(self) -> int:
+        """The weight version of the last token."""
+        return self.versions[-1][0]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. Nothing is cut off (top_p 1, no top_k): the log-probabilities that the trainer computes
+    are of the whole distribution."""
+
+    temperature: float
+    max_tokens: int
+    stop_ids: tuple[int, ...]
+    seed: int
+    """Of the first of several samples; the others' are counted on from it."""
