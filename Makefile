@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/installed
+# torch and vLLM are half a minute of compiling at every start of a process that may not keep their bytecode
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install demo demo-clean test test-slurm lint clean
 
