@@ -174,61 +174,6 @@ class CheckpointConfig(Settings):
     """Write while training goes on."""
 
 
-class AdvantageConfig(Settings):
-    """How the rewards of one prompt's group become advantages."""
-
-    baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
-    """What is subtracted from a reward: the mean of its group, or of the others in its group."""
-    divide_by_std: bool = False
-    """Divide by the group's standard deviation, as GRPO does and Dr. GRPO does not."""
-    mask_truncated: bool = False
-    """Rollouts cut off at the token limit train nothing, and leave the baseline of their group."""
-    overlong_penalty: float = Field(default=0.0, ge=0)
-    """Most that is taken off the reward of a long rollout (DAPO's soft punishment); 0: nothing."""
-    overlong_buffer: int = Field(default=4096, ge=1)
-    """The penalty rises from 0 to its most over so many tokens before the token limit."""
-
-
-class LossConfig(Settings):
-    """The policy loss: objective, ratio, clipping, penalties, correction and normalisation."""
-
-    objective: Literal["clip", "cispo"] = "clip"
-    """`clip`: PPO's clipped ratio times advantage. `cispo`: log-probability times advantage, weighted by the clipped
-    ratio, which has no gradient: clipped tokens go on training."""
-    ratio: Literal["token", "sequence"] = "token"
-    """The ratio of new to old probability: of each token, or one a sequence, the geometric mean of its tokens' (GSPO;
-    its authors clip at 3e-4 and 4e-4)."""
-    clip_low: float = Field(default=0.2, ge=0)
-    """The ratio is clipped below 1 − clip_low; from 1 on, it is not."""
-    clip_high: float = Field(default=0.2, ge=0)
-    """The ratio is clipped above 1 + clip_high; greater than clip_low, it is DAPO's higher clip."""
-    dual_clip: float | None = Field(default=None, gt=1)
-    """Highest ratio for negative advantages, which `clip` alone leaves unbounded. None: no bound."""
-    kl_coef: float = Field(default=0.0, ge=0)
-    """Weight of the KL divergence from the frozen reference model; 0: no reference is needed."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """How it is estimated from a token's log-probabilities."""
-    kl_importance: bool = True
-    """Multiply the estimate by the token's ratio, with gradient. With it k1 and k3 have the gradient of the divergence;
-    without it k1's is zero on average, and k3 is GRPO's as first published. k2 has the right one without it."""
-    entropy_coef: float = Field(default=0.0, ge=0)
-    """Weight of the entropy, which is subtracted from the loss."""
-    correction: Literal["none", "token", "sequence"] = "none"
-    """Weights for the difference between trainer and engine, where the ratio is against the trainer's own
-    log-probabilities: of each token, or the geometric mean of a sequence's."""
-    correction_cap: float = Field(default=2.0, ge=1)
-    """Highest such weight."""
-    normalisation: Literal["token_sum", "token_mean", "sequence_mean"] = "token_mean"
-    """What the step's loss is: the sum over tokens by the number of sequences, the mean over tokens, or the mean over
-    sequences of each one's mean over tokens."""
-
-    @model_validator(mode="after")
-    def _dual_clip_is_used(self) -> Self:
-        if self.dual_clip is not None and self.objective != "clip":
-            raise ValueError("dual_clip belongs to objective clip; cispo bounds the ratio for both signs by clip_high")
-        return self
-
-
 class JudgeConfig(Settings):
     """A language model that grades proofs, behind any OpenAI-compatible server."""
 

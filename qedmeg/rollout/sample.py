@@ -5,6 +5,8 @@ from typing import Literal
 
 import numpy as np
 
+from qedmeg.grading.grade import Failed, Graded
+
 
 @dataclass(frozen=True, eq=False)
 class Sample:
@@ -43,3 +45,41 @@ class Sampling:
     stop_ids: tuple[int, ...]
     seed: int
     """Of the first of several samples; the others' are counted on from it."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A sample with its grade, as the store holds it."""
+
+    id: int
+    """Of the store."""
+    sample: Sample
+    grade: Graded | Failed
+    attempt: int = 0
+    """How many rollouts in its place were generated before it, whose grades failed."""
+
+    @property
+    def reward(self) -> float | None:
+        """The share of the points that it earned; None where there is no grade."""
+        return self.grade.points / self.grade.of if isinstance(self.grade, Graded) else None
+
+
+@dataclass(frozen=True)
+class Group:
+    """The rollouts of one prompt that were graded, at least two."""
+
+    id: int
+    """Its number in the order of prompts, from 0: which problem it is of follows from it and the seed."""
+    problem: str
+    """Id of the problem."""
+    rollouts: tuple[Rollout, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step trains on: its groups, and what it took to get them."""
+
+    step: int
+    groups: tuple[Group, ...]
+    stats: dict[str, float]
+    """Seconds and counts, for the log: see `qedmeg.rollout.schedule`."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from qedmeg.config import AdvantageConfig
+from qedmeg.config_rl import AdvantageConfig
 
 STD_FLOOR = 1e-4
 """Added to the standard deviation that advantages are divided by: rewards that hardly differ are not blown up."""

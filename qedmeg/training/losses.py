@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from qedmeg.config import LossConfig
+from qedmeg.config_rl import LossConfig
 
 LOG_RATIO_BOUND = 20.0
 """Log-ratios are cut here, far beyond any clip: an infinite ratio has NaN for a gradient even where it is clipped."""

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from qedmeg.config import AdvantageConfig
+from qedmeg.config_rl import AdvantageConfig
 from qedmeg.training.advantages import GroupAdvantages, group_advantages, is_zero_variance, overlong_penalties
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from qedmeg.config import LossConfig
+from qedmeg.config_rl import LossConfig
 from qedmeg.training.losses import LossSums, loss_weights, policy_loss
 
 NAN = math.nan

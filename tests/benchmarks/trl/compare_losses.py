@@ -28,7 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 from trl import GRPOConfig, GRPOTrainer
 
-from qedmeg.config import AdvantageConfig, LossConfig
+from qedmeg.config_rl import AdvantageConfig, LossConfig
 from qedmeg.training.advantages import group_advantages
 from qedmeg.training.losses import loss_weights, policy_loss
 
