@@ -146,8 +146,8 @@ class RolloutConfig(Settings):
     """How rollouts are generated: by which engines, with which weights, and what happens when one fails."""
 
     servers: tuple[str, ...] = ()
-    """Addresses of running vLLM servers, such as http://node7:8000, which `python -m qedmeg serve` starts. None: `start`
-    of them are started on this machine."""
+    """Addresses of running vLLM servers, such as http://node7:8000, which `python -m qedmeg serve` starts. None:
+    `start` of them are started on this machine."""
     start: int = Field(default=0, ge=0, le=64)
     """vLLM servers to start on this machine. 0 and no `servers`: one engine inside the rollout process, which generates
     while nothing else runs, and the same with the same seed."""

@@ -20,6 +20,7 @@ from qedmeg import device
 from qedmeg.errors import UserError
 from qedmeg.model.families import Architecture
 from qedmeg.model.layers import multiply_in
+from qedmeg.model.output_logprobs import token_logprobs
 from qedmeg.model.output_loss import summed_cross_entropy
 from qedmeg.model.spec import block_spec, has_gradient_accumulation_fusion, has_transformer_engine
 from qedmeg.parallel import Parallelism, stage_layers
@@ -39,15 +40,26 @@ class Compute:
     gradient_accumulation_fusion: bool = False
 
 
+@dataclass(frozen=True)
+class LogprobHead:
+    """What the last stage gives of labels in place of a loss: their log-probabilities, and entropies if asked for."""
+
+    temperature: float = 1.0
+    entropy: bool = False
+
+
 class LanguageModel(GPTModel):
     """Megatron-core's GPT whose loss is taken in chunks, without logits of [tokens, vocabulary] in memory."""
 
     def __init__(self, *args: Any, real_vocabulary: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.real_vocabulary = real_vocabulary
+        self.logprob_head: LogprobHead | None = None
+        """Set by whoever runs the model; None: the loss."""
 
     def _postprocess(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """Hidden states on inner stages; logits [b, s, vocabulary / TP] without labels; with labels the summed loss."""
+        """Hidden states on inner stages; logits [b, s, vocabulary / TP] without labels; with labels the summed loss,
+        or with a `logprob_head` log-probabilities [1, T], and entropies as a second row."""
         labels, mask = kwargs.get("labels"), kwargs.get("loss_mask")
         if not self.post_process or labels is None or mask is None:
             output: torch.Tensor = super()._postprocess(hidden_states, **kwargs)
@@ -61,7 +73,7 @@ class LanguageModel(GPTModel):
             # ranks, and goes on with what was not summed.
             hidden_TH = mappings.copy_to_tensor_model_parallel_region(hidden_TH, group=tp_group)
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        return summed_cross_entropy(
+        arguments = (
             hidden_TH,
             self.output_layer.weight if weight is None else weight,
             labels.reshape(-1),
@@ -69,6 +81,12 @@ class LanguageModel(GPTModel):
             self.real_vocabulary,
             tp_group,
         )
+        if self.logprob_head is None:
+            return summed_cross_entropy(*arguments)
+        logprobs_T, entropy_T = token_logprobs(
+            *arguments, temperature=self.logprob_head.temperature, entropy=self.logprob_head.entropy
+        )
+        return torch.stack([logprobs_T] if entropy_T is None else [logprobs_T, entropy_T])
 
 
 def check(compute: Compute) -> None:

@@ -1,0 +1,154 @@
+"""Where a trainer's rollouts come from: rank 0 holds the rollout process, the other ranks hear from it.
+
+Also the way back: the trainer's weights to the engines, and the gate that holds both to the same numbers.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotYetError
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from qedmeg import device
+from qedmeg.config_rl import GRPOConfig
+from qedmeg.data.chat import Document
+from qedmeg.data.loader import Placement
+from qedmeg.data.packing import PackedBatch, make_batch, padded_length
+from qedmeg.data.prompts import PromptSet
+from qedmeg.parallel import from_last_stage
+from qedmeg.rollout.client import RolloutClient
+from qedmeg.rollout.sample import Batch
+from qedmeg.rollout.weight_transfer import WeightSender, check_gate
+from qedmeg.training.policy import Policy, placement
+from qedmeg.training.rollout_step import token_logprobs
+
+HEARTBEAT_SECONDS = 60.0
+"""How often ranks that wait for rank 0 hear that it still waits: their collectives time out after minutes."""
+GATE_TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.15}
+
+T = TypeVar("T")
+
+
+class RolloutSource:
+    """The rollout process as a trainer's ranks see it. All of them call every method."""
+
+    def __init__(self, config: GRPOConfig, hf_files: Path, policy: Policy, prompts: PromptSet) -> None:
+        """Start the process and wait until its engines are up."""
+        self.config, self.policy, self.prompts = config, policy, prompts
+        self.sender = WeightSender(policy.chunks, policy.model, config.rollout.transfer_seconds)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
+        self._client: RolloutClient | None = None
+        self._gated: set[str] = set()
+        if dist.get_rank() == 0:
+            self._client = RolloutClient(config, config.run_dir, hf_files)
+
+    def __enter__(self) -> "RolloutSource":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        if self._client is not None:
+            self._client.close()
+
+    def batch(self, step: int) -> Batch:
+        """The graded groups that `step` trains on, the same on every rank."""
+        batch: Batch = self._from_rank_0(lambda client: client.batch(step))
+        return batch
+
+    def publish(self, version: int) -> dict[str, float]:
+        """Send the weights to all engines that answer, and let them generate with them; what to log.
+
+        Now and then, and at the first transfer to an engine, its log-probabilities are held against the trainer's.
+
+        Raises:
+            GateFailedError: they differ by more than the tolerance.
+        """
+        started = time.monotonic()
+        client = self._client
+        engines = [] if client is None else client.engines()
+        if client is not None:
+            client.pause()
+        report = self.sender.send(version, engines)
+        if client is not None:
+            client.resume(version)
+        metrics = {"transfer_bytes": float(report.bytes), "time/send": time.monotonic() - started}
+        names = self._from_rank_0(lambda _: [engine.name for engine in engines if engine.name not in report.lost])
+        due = version % self.config.rollout.gate_every == 0
+        to_gate = [name for name in names if due or name not in self._gated]
+        if to_gate:
+            metrics["gate"] = self._gate(to_gate, version)
+        return metrics
+
+    def _gate(self, engines: Sequence[str], version: int) -> float:
+        prompts = [
+            self.prompts[index].tokens_P for index in range(min(self.config.rollout.gate_prompts, len(self.prompts)))
+        ]
+        ours = document_logprobs(self.policy, prompts)
+        tolerance = self.config.rollout.gate_tolerance or GATE_TOLERANCES[self.policy.config.params_dtype]
+
+        def compare(client: RolloutClient) -> float:
+            return max(
+                check_gate(name, version, ours, client.prompt_logprobs(name, prompts), tolerance) for name in engines
+            )
+
+        greatest: float = self._from_rank_0(compare)
+        self._gated |= set(engines)
+        return greatest
+
+    def _from_rank_0(self, ask: Callable[[RolloutClient], T]) -> T:
+        """What `ask` gives on rank 0, on every rank; however long it takes."""
+        client = self._client
+        future: Future[T] | None = self._thread.submit(ask, client) if client is not None else None
+        while True:
+            answer: list[T | None] = [None]
+            done = torch.zeros(1, dtype=torch.int, device=device.current())
+            if future is not None:
+                try:
+                    answer = [future.result(HEARTBEAT_SECONDS)]
+                    done += 1
+                except NotYetError:
+                    pass
+            dist.broadcast(done, 0)
+            if done:
+                dist.broadcast_object_list(answer, 0)
+                return answer[0]  # type: ignore[return-value]
+
+
+def document_logprobs(policy: Policy, documents: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """For each document of L tokens its log-probabilities [L − 1], at temperature 1; on every rank."""
+    place = placement(policy.parallelism)
+    alone = Placement(0, 1, place.document_multiple, place.batch_multiple, place.microbatch_multiple)
+    batches = [_alone(tokens_L, alone) for tokens_L in documents]
+    width = max(batch.tokens_T.numel() for batch in batches)
+    batches = [_alone(tokens_L, alone, width) for tokens_L in documents]
+    padding = -len(batches) % alone.microbatch_multiple
+    whole = whole_logprobs(policy, batches + batches[:1] * padding, temperature=1.0)
+    return [
+        logprobs_T[: len(tokens_L) - 1].cpu().numpy() for logprobs_T, tokens_L in zip(whole, documents, strict=False)
+    ]
+
+
+def _alone(tokens_L: np.ndarray, place: Placement, width: int | None = None) -> PackedBatch:
+    document = Document(tokens_L, np.ones(len(tokens_L), dtype=bool))
+    return make_batch([document], width or padded_length(len(tokens_L), place.batch_multiple), place.document_multiple)
+
+
+def whole_logprobs(policy: Policy, microbatches: Sequence[PackedBatch], temperature: float) -> list[torch.Tensor]:
+    """Of each micro-batch the log-probabilities [T] of its labels, whole and on every rank of the model."""
+    found = token_logprobs(policy, microbatches, temperature)
+    cp = policy.parallelism.cp
+    whole = []
+    for number, batch in enumerate(microbatches):
+        logprobs_T = torch.zeros(batch.tokens_T.numel(), device=device.current())
+        if found:
+            logprobs_T[policy.places(batch)] = found[number]
+        if cp > 1:
+            dist.all_reduce(logprobs_T, group=parallel_state.get_context_parallel_group())
+        whole.append(from_last_stage(logprobs_T))
+    return whole
