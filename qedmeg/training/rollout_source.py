@@ -6,6 +6,7 @@ Also the way back: the trainer's weights to the engines, and the gate that holds
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -45,9 +46,7 @@ class RolloutSource:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
         self._client: RolloutClient | None = None
         self._gated: set[str] = set()
-        if dist.get_rank() == 0:
-            self._client = RolloutClient(config, config.run_dir, hf_files)
-        dist.barrier()
+        self._from_rank_0(partial(self._start, hf_files))
 
     def __enter__(self) -> "RolloutSource":
         return self
@@ -58,12 +57,18 @@ class RolloutSource:
             self._client.close()
         self.sender.close()
 
+    def _start(self, hf_files: Path) -> None:
+        self._client = RolloutClient(self.config, self.config.run_dir, hf_files)
+
+    def _asked(self) -> RolloutClient:
+        assert self._client is not None  # on rank 0
+        return self._client
+
     def batch(self, step: int) -> Batch:
         """The graded groups that `step` trains on, the same on every rank."""
         while True:
             try:
-                batch: Batch = self._from_rank_0(lambda client: client.batch(step))
-                return batch
+                return self._from_rank_0(lambda: self._asked().batch(step))
             except WeightsNeeded:  # every engine was started anew
                 self.publish(step)
 
@@ -102,20 +107,17 @@ class RolloutSource:
         ours = document_logprobs(self.policy, prompts)
         tolerance = self.config.rollout.gate_tolerance or GATE_TOLERANCES[self.policy.config.params_dtype]
 
-        def compare(client: RolloutClient) -> float:
-            found = (
-                gate.check(name, version, ours, client.prompt_logprobs(name, prompts), tolerance) for name in engines
-            )
-            return max(difference.greatest for difference in found)
+        def compare() -> float:
+            told = ((name, self._asked().prompt_logprobs(name, prompts)) for name in engines)
+            return max(gate.check(name, version, ours, theirs, tolerance).greatest for name, theirs in told)
 
-        greatest: float = self._from_rank_0(compare)
+        greatest = self._from_rank_0(compare)
         self._gated |= set(engines)
         return greatest
 
-    def _from_rank_0(self, ask: Callable[[RolloutClient], T]) -> T:
-        """What `ask` gives or raises on rank 0, on every rank; however long it takes."""
-        client = self._client
-        future: Future[T] | None = self._thread.submit(ask, client) if client is not None else None
+    def _from_rank_0(self, ask: Callable[[], T]) -> T:
+        """What `ask` gives or raises on rank 0, where alone it is called, on every rank; however long it takes."""
+        future: Future[T] | None = self._thread.submit(ask) if dist.get_rank() == 0 else None
         while True:
             answer: list[tuple[T | None, Exception | None]] = [(None, None)]
             done = torch.zeros(1, dtype=torch.int, device=device.current())
