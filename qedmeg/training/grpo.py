@@ -4,6 +4,7 @@ NeMo-Aligner has no GRPO: this trainer is the project's own, over the same polic
 are after k steps; step k trains on rollouts that are at most `rollout.max_lag` versions older than k.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -107,7 +108,7 @@ class Trainer:
         metrics = loss_metrics(sum(updates[1:], updates[0]), len(updates))
         return metrics | {"grad_norm": optimizer.grad_norm, "lr": float(optimizer.param_groups[0]["lr"])}
 
-    def _pack(self, groups: tuple[Group, ...]) -> tuple[PackedRollouts, ...]:
+    def _pack(self, groups: Sequence[Group]) -> tuple[PackedRollouts, ...]:
         config = self.config
         other_terms = config.loss.kl_coef > 0 or config.loss.entropy_coef > 0
         trained = train_on(groups, config.rollout.max_tokens, config.advantage, keep_zero=other_terms)
