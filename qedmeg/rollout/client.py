@@ -231,26 +231,37 @@ class RolloutClient:
     def _read(self) -> None:
         """Take what the process says, until its end."""
         assert self._process.stdout is not None
-        fatal: Exception | None = None
-        for line in self._process.stdout:
-            self._last_sign = time.monotonic()
-            message = json.loads(line)
-            if "say" in message:
-                print(f"rollouts: {message['say']}", file=sys.stderr, flush=True)
-            elif "ready" in message:
-                self._ready.set_result(None)
-            elif "fatal" in message:
-                fatal = _error(message["fatal"])
-            elif "id" in message:
-                with self._lock:
-                    answer = self._pending.pop(message["id"])
-                if "error" in message:
-                    answer.set_exception(_error(message["error"]))
+        end: Exception | None = None
+        try:
+            for line in self._process.stdout:
+                self._last_sign = time.monotonic()
+                try:
+                    message = json.loads(line)
+                except ValueError:  # printed by an import, before the process could see to it
+                    with self.log.open("ab") as log:
+                        log.write(line)
+                    continue
+                if "fatal" in message:
+                    end = _error(message["fatal"])
                 else:
-                    answer.set_result(message["result"])
-        self._kill()  # engines that it left behind
-        status = self._process.wait()
-        self._finish(fatal or RolloutFailed(f"the rollout process ended with status {status}{self._log_tail()}"))
+                    self._take(message)
+        finally:
+            self._kill()  # engines that it left behind
+            status = self._process.wait()
+            self._finish(end or RolloutFailed(f"the rollout process ended with status {status}{self._log_tail()}"))
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if "say" in message:
+            print(f"rollouts: {message['say']}", file=sys.stderr, flush=True)
+        elif "ready" in message:
+            self._ready.set_result(None)
+        elif "id" in message:
+            with self._lock:
+                answer = self._pending.pop(message["id"])
+            if "error" in message:
+                answer.set_exception(_error(message["error"]))
+            else:
+                answer.set_result(message["result"])
 
     def _finish(self, end: Exception) -> None:
         with self._lock:

@@ -6,7 +6,7 @@ on from the store as if it had never stopped.
 
 import asyncio
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -78,7 +78,7 @@ class Collector:
         self._next_step = store.next_step
         self._asked: asyncio.Future[None] | None = None
         """Of the trainer, which waits for the batch of the next step."""
-        self._waited: Counter[str] = Counter()
+        self._waited: defaultdict[str, float] = defaultdict(float)
         """Seconds of its wait, by what was being done."""
         self._last_progress = time.monotonic()
 
@@ -237,7 +237,7 @@ class Collector:
         self._store.assign(step, chosen, stats)
         for group in chosen:
             self._groups.pop(group, None)
-        self._next_step, self._waited = step + 1, Counter()
+        self._next_step, self._waited = step + 1, defaultdict(float)
         self._asked.set_result(None)
         self._changed.set()
 

@@ -47,6 +47,8 @@ class Script:
 
     generate_seconds: float = 0.0
     """A rollout takes up to twice as long."""
+    slow: float = 0.0
+    """Share of rollouts that take a second."""
     grade_seconds: float = 0.0
     failing: float = 0.0
     """Share of proofs, drawn by their text, whose grade fails."""
@@ -98,7 +100,9 @@ class ScriptedFleet:
         await self.going.wait()
         first = self.version
         self.log(f"{request.seed}")
-        if self.script.generate_seconds:
+        if self.delays.random() < self.script.slow:
+            await asyncio.sleep(1.0)
+        elif self.script.generate_seconds:
             await asyncio.sleep(self.delays.uniform(0, 2 * self.script.generate_seconds))
         await self.going.wait()
         text = self._text(draw, self.tokenizer.decode(request.prompt_P.tolist()))
@@ -218,10 +222,12 @@ def main() -> int:
     script = Script(**{name: tuple(value) if isinstance(value, list) else value for name, value in told.items()})
     if script.kill[1]:
         kill_at(*script.kill)
-    print("a stray print, which must not end up among the answers")
-    os.write(1, b"another, past Python\n")
+    os.write(1, b"a print of C before it begins\n")
+    print("a print before it begins")
 
     def make_fleet(config: object, run_dir: Path, model_folder: Path, max_length: int) -> ScriptedFleet:
+        os.write(1, b"a print of C\n")
+        print("a print", flush=True)
         by_statement = {problem.statement: problem for problem in problems()}
         return ScriptedFleet(script, appender(run_dir / GENERATED_FILE), load_tokenizer(model_folder), by_statement)
 

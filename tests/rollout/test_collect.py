@@ -111,14 +111,15 @@ def test_lag_is_used_and_bounded(setting: Setting, run_dir: Path, max_lag: int) 
 
 
 def test_what_is_too_old_is_dropped_and_counted(setting: Setting, run_dir: Path) -> None:
-    # a rollout takes up to four steps, and may be one version old
-    script = Script(generate_seconds=0.1)
-    batches, _ = collect(setting, setting.config(run_dir, max_lag=1), script, steps=8, train_seconds=0.01)
+    # now and then a rollout takes many steps, and may be one version old
+    script = Script(generate_seconds=0.01, slow=0.06)
+    batches, _ = collect(setting, setting.config(run_dir, max_lag=1), script, steps=24, train_seconds=0.01)
     check(batches, max_lag=1)
     dropped = sum(batch.stats["rollouts_too_old"] for batch in batches)
     assert (
-        dropped == query(run_dir, "SELECT count(*) FROM rollouts WHERE too_old IS NOT NULL AND too_old < 8")[0][0] > 0
+        dropped == query(run_dir, "SELECT count(*) FROM rollouts WHERE too_old IS NOT NULL AND too_old < 24")[0][0] > 0
     )
+    assert sum(batch.stats["groups_dropped/too old"] for batch in batches) > 0
     graded = query(run_dir, "SELECT count(*) FROM rollouts JOIN grades ON rollout = rollouts.id")[0][0]
     assert graded == len(lines(run_dir / GRADED_FILE))
 

@@ -77,14 +77,17 @@ def test_the_process_does_what_a_trainer_asks(
         client.engines()
     client.close()
     assert "rollouts: graders are failing" in capfd.readouterr().err
-    assert client.log.read_text().startswith("a stray print, which must not end up among the answers\n")
+    for stray in ("a print before it begins", "a print of C before it begins", "a print", "a print of C"):
+        assert f"{stray}\n" in client.log.read_text()
     # the same as in one process: the pipes change nothing
     alone = tmp_path / "alone"
     alone.mkdir()
-    assert content(batches) == content(collect(setting, setting.config(alone), Script(), steps=2)[0])
+    assert content(batches[:1]) == content(collect(setting, setting.config(alone), Script(), steps=1)[0])
 
 
-def test_killed_while_a_step_waits_the_process_is_told_of_and_goes_on(setting: Setting, tmp_path: Path) -> None:
+def test_when_the_process_is_killed_or_hangs_the_trainer_hears_of_it_and_can_go_on(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = setting.config(tmp_path / "run", max_lag=1)
     script = Script(generate_seconds=0.05, grade_seconds=0.02)
     with started(config, setting, script) as client:
@@ -99,11 +102,17 @@ def test_killed_while_a_step_waits_the_process_is_told_of_and_goes_on(setting: S
         ) as told:
             client.batch(2)
         assert time.monotonic() - begin < 5
-        assert "another, past Python" in str(told.value)
+        assert "a print of C" in str(told.value)
         with pytest.raises(RolloutFailed, match="ended with status -9"):
             client.engines()
     with started(config, setting, script) as client:
         batches = [step(client, number) for number in range(4)]
+        monkeypatch.setattr(client_module, "SECONDS_SILENT", 3.0)
+        monkeypatch.setattr(client_module, "SECONDS_TO_CLOSE", 1.0)
+        os.kill(client._process.pid, signal.SIGSTOP)
+        with pytest.raises(RolloutFailed, match=r"hangs: it was silent for 3 s; see .*rollout_process.log"):
+            client.engines()
+    assert client._process.returncode == -signal.SIGKILL
     assert content(batches[:2]) == content(first)
     check(batches, max_lag=1)
     (stored,) = query(config.run_dir, "SELECT count(*) FROM grades")[0]
@@ -148,16 +157,6 @@ time.sleep(60)
             rollouts.wait(10)
         finally:
             os.killpg(process.pid, signal.SIGKILL)
-
-
-def test_a_process_that_hangs_is_told_of(setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "SECONDS_SILENT", 3.0)
-    monkeypatch.setattr(client_module, "SECONDS_TO_CLOSE", 1.0)
-    with started(setting.config(tmp_path / "run"), setting, Script()) as client:
-        os.kill(client._process.pid, signal.SIGSTOP)
-        with pytest.raises(RolloutFailed, match=r"hangs: it was silent for 3 s; see .*rollout_process.log"):
-            client.engines()
-    assert client._process.returncode == -signal.SIGKILL
 
 
 def test_help_has_an_example(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
