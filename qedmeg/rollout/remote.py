@@ -17,7 +17,7 @@ from qedmeg.rollout.server import EngineLost, EngineRefused, Server, ServerProce
 
 SECONDS_BETWEEN_PROBES = 3.0
 SECONDS_BETWEEN_RESTARTS = 60.0
-SECONDS_BETWEEN_LINES = 30.0
+SECONDS_BETWEEN_LINES = 10.0
 
 logger = logging.getLogger(__name__)
 
@@ -304,7 +304,7 @@ class RemoteFleet:
             await asyncio.sleep(SECONDS_BETWEEN_PROBES / 3)
             now = time.monotonic()
             if self._paused or not self._waiting or any(map(self._is_ready, self._members)):
-                since, shown = now, now - SECONDS_BETWEEN_LINES
+                since = shown = now
                 continue
             if now - shown >= SECONDS_BETWEEN_LINES:
                 shown = now

@@ -102,6 +102,7 @@ class ServerProcess:
     def start(self) -> None:
         """Start it, or start it again after its end, at the same address."""
         with self.log.open("ab") as log:
+            self._log_start = log.tell()
             self._process = subprocess.Popen(
                 command(self._model, "127.0.0.1", self._port, self._options),
                 env=environment(**self._visible, **{PARENT: f"{os.getpid()}"}),
@@ -121,7 +122,16 @@ class ServerProcess:
         if status is None:
             return None
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-        return f"the vLLM server at {self.address} {how}; {_told(self.log)}"
+        return f"the vLLM server at {self.address} {how}; {self.told()}"
+
+    def told(self) -> str:
+        """The first error and the last lines of its log since it was started."""
+        with self.log.open("rb") as log:
+            log.seek(self._log_start)
+            lines = [line.rstrip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+        errors = [line for line in lines if re.search(r"\b\w+Error: ", line)]
+        first = [f"its first error: {errors[0]}"] if errors else []
+        return "\n".join([f"its log {self.log}", *first, "its last lines:", *lines[-_LOG_LINES:]])
 
     def close(self, seconds: float = 10.0) -> None:
         """End it; it is killed where it takes longer than `seconds`. Its workers end with it."""
@@ -131,14 +141,6 @@ class ServerProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-
-
-def _told(log: Path) -> str:
-    """The first error and the last lines of a server's log."""
-    lines = [line.rstrip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if re.search(r"\b\w+Error: ", line)]
-    first = [f"its first error: {errors[0]}"] if errors else []
-    return "\n".join([f"its log {log}", *first, "its last lines:", *lines[-_LOG_LINES:]])
 
 
 class Server:
@@ -274,7 +276,7 @@ async def wait_until_up(server: Server, process: ServerProcess | None, seconds: 
             raise UserError(ended)
         now = time.monotonic()
         if now - started > seconds:
-            log = f"; {_told(process.log)}" if process else "; is the address right, and is the server running?"
+            log = f"; {process.told()}" if process else "; is the address right, and is the server running?"
             raise UserError(f"{server.address}: no answer within rollout.start_seconds {seconds:g} ({reason}){log}")
         if now - shown > _SECONDS_BETWEEN_LINES:
             shown = now

@@ -108,7 +108,7 @@ def test_the_same_batch_is_the_same_call_after_call_and_run_after_run(
 
 def test_samples_come_as_they_finish(fleet: LocalFleet, runner: asyncio.Runner) -> None:
     async def scene() -> list[int]:
-        async with aclosing(fleet.generate(policies.batch(), policies.sampling())) as samples:
+        async with aclosing(fleet.generate(policies.batch(16), policies.sampling())) as samples:
             return [len(sample.tokens_T) async for _, sample in samples]
 
     lengths = runner.run(scene())

@@ -27,6 +27,7 @@ PROBE = 0.3
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "SECONDS_BETWEEN_PROBES", 0.05)
+    monkeypatch.setattr(remote, "SECONDS_BETWEEN_LINES", 0.2)
 
 
 def requests(count: int) -> list[Request]:
@@ -95,14 +96,14 @@ def play(scene: Callable[[Scene], Coroutine[Any, Any, None]]) -> None:
 
 def test_requests_go_where_the_fewest_are_under_way() -> None:
     async def scene(it: Scene) -> None:
-        fleet = await it.open([VllmServer(seconds=0.01), VllmServer(seconds=0.01), VllmServer(seconds=0.1)])
+        fleet = await it.open([VllmServer(seconds=0.02), VllmServer(seconds=0.02), VllmServer(seconds=0.5)])
         assert fleet.live() == [(server.address, 2) for server in it.servers]
         asked = requests(200)
         check(asked, await all_samples(fleet, asked))
         assert [server.most_at_once for server in it.servers] == [8, 8, 8]  # each is used, none beyond its share
         fast, other, slow = (len(server.answered) for server in it.servers)
         assert fast + other + slow == 200
-        assert min(fast, other) > 3 * slow
+        assert min(fast, other) > 2 * slow
 
     play(scene)
 
@@ -196,7 +197,7 @@ def test_a_hanging_server_is_dropped(what: str) -> None:
         setattr(second, what, True)
         check(asked, await work)
         assert fleet.live() == [(first.address, 2)]
-        assert len(second.given_up) >= 8  # it was told that nobody waits
+        await until(lambda: len(second.given_up) >= 8)  # it was told that nobody waits
         setattr(second, what, False)
         await until(lambda: len(fleet.live()) == 2)
         had = len(second.answered)
@@ -224,7 +225,7 @@ def test_one_slow_answer_goes_elsewhere_and_then_ends_the_run() -> None:
 
 
 def test_without_servers_requests_wait_and_name_them(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def scene(it: Scene) -> None:
         fleet = await it.open([VllmServer(), VllmServer()], generate_seconds=2.0)
@@ -306,10 +307,11 @@ def test_a_pause_holds_requests_back_also_at_a_server_that_comes_back() -> None:
 def test_who_closes_the_iterator_gives_up_the_rest() -> None:
     async def scene(it: Scene) -> None:
         fleet = await it.open([VllmServer(lambda seed: "answer" if seed < 4 else "hang")])
+        server = it.servers[0]
         async with aclosing(fleet.generate(requests(30), SAMPLING)) as samples:
             got = [await anext(samples) for _ in range(4)]
+            await until(lambda: sum(server.asked.values()) == 12)
         assert {index for index, _ in got} == {0, 1, 2, 3}
-        server = it.servers[0]
         await until(lambda: len(server.given_up) == 8)
         assert sum(server.asked.values()) == 12  # those that waited were never sent
         server.fate = lambda seed: "answer"

@@ -153,6 +153,7 @@ class VllmServer:
         assert request.transport is not None
         if fate == "reset":
             request.transport.abort()
+            return web.Response()
         tokens = _tokens(prompt, seed, settings["max_tokens"])
         choice = {
             "token_ids": tokens,
