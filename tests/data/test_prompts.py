@@ -36,6 +36,8 @@ ROW = {"id": "a", "problem": "P", "rubric": "all or nothing"}
 
 def write(path: Path, rows: list[Any]) -> str:
     if path.suffix == ".parquet":
+        names = dict.fromkeys(name for row in rows for name in row)
+        rows = [{name: row.get(name) for name in names} for row in rows]
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     else:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
