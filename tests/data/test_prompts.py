@@ -109,7 +109,7 @@ def test_the_fingerprint_changes_with_all_that_is_in_it(plain: Tokenizer, tmp_pa
     other_rows: list[list[dict[str, Any]]] = [rows[:1], rows[::-1]]
     other_rows += [[{**ROW, **change}, rows[1]] for change in ({"rubric": "x"}, {"id": "c"}, {"reference": "r"})]
     others = [load_rows(plain, tmp_path, changed).fingerprint for changed in other_rows]
-    others.append(load_rows(plain, tmp_path, rows, prompt="Prove: {problem}").fingerprint)
+    others += [load_rows(plain, tmp_path, rows, prompt=f"{{problem}}{mark}").fingerprint for mark in "!?"]
     assert len({first, *others}) == len(others) + 1
 
 
