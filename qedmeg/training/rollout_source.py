@@ -13,20 +13,18 @@ from typing import TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 
 from qedmeg import device
-from qedmeg.config_rl import GRPOConfig
+from qedmeg.config_rl import RLConfig
 from qedmeg.data.chat import Document
 from qedmeg.data.loader import Placement
 from qedmeg.data.packing import PackedBatch, make_batch, padded_length
 from qedmeg.data.prompts import PromptSet
-from qedmeg.parallel import from_last_stage
 from qedmeg.rollout.client import RolloutClient
 from qedmeg.rollout.sample import Batch
 from qedmeg.rollout.weight_transfer import WeightSender, check_gate
 from qedmeg.training.policy import Policy, placement
-from qedmeg.training.rollout_step import token_logprobs
+from qedmeg.training.rollout_step import on_every_rank, token_logprobs
 
 HEARTBEAT_SECONDS = 60.0
 """How often ranks that wait for rank 0 hear that it still waits: their collectives time out after minutes."""
@@ -38,7 +36,7 @@ T = TypeVar("T")
 class RolloutSource:
     """The rollout process as a trainer's ranks see it. All of them call every method."""
 
-    def __init__(self, config: GRPOConfig, hf_files: Path, policy: Policy, prompts: PromptSet) -> None:
+    def __init__(self, config: RLConfig, hf_files: Path, policy: Policy, prompts: PromptSet) -> None:
         """Start the process and wait until its engines are up."""
         self.config, self.policy, self.prompts = config, policy, prompts
         self.sender = WeightSender(policy.chunks, policy.model, config.rollout.transfer_seconds)
@@ -141,14 +139,4 @@ def _alone(tokens_L: np.ndarray, place: Placement, width: int | None = None) -> 
 
 def whole_logprobs(policy: Policy, microbatches: Sequence[PackedBatch], temperature: float) -> list[torch.Tensor]:
     """Of each micro-batch the log-probabilities [T] of its labels, whole and on every rank of the model."""
-    found = token_logprobs(policy, microbatches, temperature)
-    cp = policy.parallelism.cp
-    whole = []
-    for number, batch in enumerate(microbatches):
-        logprobs_T = torch.zeros(batch.tokens_T.numel(), device=device.current())
-        if found:
-            logprobs_T[policy.places(batch)] = found[number]
-        if cp > 1:
-            dist.all_reduce(logprobs_T, group=parallel_state.get_context_parallel_group())
-        whole.append(from_last_stage(logprobs_T))
-    return whole
+    return on_every_rank(policy, microbatches, token_logprobs(policy, microbatches, temperature))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
 
 from qedmeg import device
@@ -35,10 +36,23 @@ def token_logprobs(policy: Policy, microbatches: Sequence[PackedBatch], temperat
     """The log-probabilities of all labels with mask 1, by a forward pass. Every rank of the model calls it."""
     policy.prepare_for_validation_step()
     found = policy.run(
-        microbatches, lambda output, _: _report(output, output[0]), forward_only=True, head=LogprobHead(temperature)
+        microbatches, lambda output, _: report(output, output[0]), forward_only=True, head=LogprobHead(temperature)
     )
     policy.finish_validation_step()
     return found
+
+
+def on_every_rank(policy: Policy, microbatches: Sequence[PackedBatch], found: LogprobsT) -> list[torch.Tensor]:
+    """Numbers of each micro-batch's tokens [T], whole and on every rank of the model, from what each of them has."""
+    whole = []
+    for number, batch in enumerate(microbatches):
+        numbers_T = torch.zeros(batch.tokens_T.numel(), device=device.current())
+        if found:
+            numbers_T[policy.places(batch)] = found[number]
+        if policy.parallelism.cp > 1:
+            dist.all_reduce(numbers_T, group=parallel_state.get_context_parallel_group())
+        whole.append(from_last_stage(numbers_T))
+    return whole
 
 
 def rollout_gradients(
@@ -71,7 +85,7 @@ def rollout_gradients(
             entropy_T=output[1],
             cp_group=cp,
         )
-        return _report(total, sums)
+        return report(total, sums)
 
     head = LogprobHead(temperature, entropy=True)  # people want to see it, whether it has a bonus or not
     sums = sum(policy.run(microbatches, loss, forward_only=False, head=head), LossSums.zero(device.current()))
@@ -81,7 +95,7 @@ def rollout_gradients(
     return LossSums(*from_last_stage(stacked))
 
 
-def _report(output: torch.Tensor, what: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
+def report(output: torch.Tensor, what: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
     """As Megatron wants it. No number of tokens: the weights of the tokens are the whole normalisation."""
     return output, torch.tensor(0, dtype=torch.int, device=output.device), what
 
