@@ -15,7 +15,7 @@ from qedmeg import device, parallel
 from qedmeg.config_rl import PPOConfig
 from qedmeg.data.packing import padded_length
 from qedmeg.monitor.budget import TimeBudget
-from qedmeg.monitor.rollout_metrics import batch_metrics
+from qedmeg.monitor.rollout_metrics import batch_metrics, waiting
 from qedmeg.training.checkpoint import TrainedModel, TrainingState
 from qedmeg.training.critic import pack_returns, row_values, value_gradients
 from qedmeg.training.losses import LossSums, loss_weights
@@ -75,8 +75,9 @@ class Actor:
 
     def rows(self, step: int) -> Rows:
         """This rank's rows of the step's graded rollouts."""
-        with self.budget("generate"):
+        with self.budget("waited"):
             batch = self.rollouts.batch(step)
+        self.budget.divide("waited", waiting(batch))
         self.metrics |= batch_metrics(batch)
         rows = rollout_rows(batch.groups, self.groups, self.config.data.rollouts_per_prompt)
         rank, size = parallel.data_rank(), parallel.data_size()

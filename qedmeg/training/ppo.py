@@ -135,7 +135,9 @@ class _Hooks:
         losses = loss_metrics(sum(actor.losses[1:], actor.losses[0]), len(actor.losses))
         found = losses | actor.metrics  # the trainer's KL in place of the loss's, which is given no reference
         found |= {"grad_norm": optimizer.grad_norm, "lr": float(optimizer.param_groups[0]["lr"])}
-        found |= {f"{TIME_PREFIX}{name}": seconds for name, seconds in actor.budget.restart().items()}
+        seconds = actor.budget.restart()
+        found |= {"step_time": sum(seconds.values())}
+        found |= {f"{TIME_PREFIX}{name}": value for name, value in seconds.items()}
         self.logger.log_metrics(found, step, "train/")
         self.checkpointer.poll()
         actor.step = step + 1
