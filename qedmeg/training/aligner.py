@@ -79,9 +79,9 @@ class Actor:
             batch = self.rollouts.batch(step)
         self.budget.divide("waited", waiting(batch))
         self.metrics |= batch_metrics(batch)
-        rows = rollout_rows(batch.groups, self.groups, self.config.data.rollouts_per_prompt)
         rank, size = parallel.data_rank(), parallel.data_size()
-        return {name: tensor.chunk(size)[rank].to(device.current()) for name, tensor in rows.items()}
+        rows = rollout_rows(batch.groups[rank::size], self.groups // size, self.config.data.rollouts_per_prompt)
+        return {name: tensor.to(device.current()) for name, tensor in rows.items()}
 
     def infer(self, rows: Rows) -> Rows:
         """The rollouts of rows, whose prompts are in it too."""
@@ -97,8 +97,9 @@ class Actor:
         return self._logprobs(self.state.policy, tokens_BS)
 
     def get_init_policy_logprobs(self, tokens_BS: torch.Tensor) -> torch.Tensor:
-        """The frozen reference's log-probabilities [B, L]."""
-        assert self.reference is not None  # there is one where kl_penalty is not 0
+        """The frozen reference's log-probabilities [B, L]; without one the policy is its own."""
+        if self.reference is None:
+            return self.get_inference_log_probs(tokens_BS)
         return self._logprobs(self.reference, tokens_BS)
 
     def _logprobs(self, policy: Policy, tokens_BS: torch.Tensor) -> torch.Tensor:

@@ -160,7 +160,8 @@ def _trainer(config: PPOConfig, actor: Actor, hooks: _Hooks, timer: _RunTimer) -
         "val_check_interval": 0,
         "save_interval": config.checkpoint.save_every,
         "gradient_clip_val": None,  # Megatron's optimizer clips
-        "initial_policy_kl_penalty": config.kl_penalty,
+        # ReinforceTrainer of 0.7.0 fails without one; a policy that is its own reference has a divergence of 0
+        "initial_policy_kl_penalty": config.kl_penalty or float(config.algorithm == "reinforce"),
         "use_absolute_kl": False,
         "rollout_batch_seq_length": None,
         "model_gbs": steps.global_batch_size // config.minibatches,

@@ -127,23 +127,32 @@ def test_reinforce_trains_on_each_rollout_once_against_the_others_of_its_prompt(
     assert penalised > 5
 
 
-@pytest.mark.parametrize("settings", [["critic.optimizer.lr=0.003"], REINFORCE], ids=["ppo", "reinforce"])
+PPO = ["critic={warmup_steps: 6, optimizer: {lr: 0.005, schedule: constant}}"]
+
+
+@pytest.mark.parametrize("settings", [PPO, REINFORCE], ids=["ppo", "reinforce"])
 def test_reward_rises(ranks, config_file, tmp_path, settings):
-    assert set(ranks(ppo_runs.train, 2, config_file, [f"run_dir={tmp_path}", "max_steps=30", *settings])) == {0}
+    settings = [f"run_dir={tmp_path}", "max_steps=16", "optimizer.lr=0.0003", *settings]
+    assert set(ranks(ppo_runs.train, 2, config_file, settings)) == {0}
     lines = read_metrics(tmp_path)
-    assert [line["step"] for line in lines] == list(range(30))
+    assert [line["step"] for line in lines] == list(range(16))
     rewards = [line["train/reward"] for line in lines]
-    assert sum(rewards[-6:]) / 6 > sum(rewards[:6]) / 6 + 0.2
+    print("\nreward", rewards)
+    assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.2
     assert max(line["train/mismatch_max"] for line in lines) < 1e-5
-    if settings != REINFORCE:
+    if PPO[0] in settings:
         explained = [line["train/explained_variance"] for line in lines]
-        print("\nexplained variance", explained)
+        print("explained variance", explained)
         assert explained[0] == pytest.approx(0.0, abs=1e-6)
-        assert max(explained[10:]) > 0.3
+        assert max(explained[4:8]) > 0.3
 
 
 def _checkpoint(run_dir: Path, step: int) -> Path:
     return run_dir / "checkpoints" / f"step_{step:08d}"
+
+
+def _without_times(lines: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{name: value for name, value in line.items() if "time" not in name} for line in lines]
 
 
 @pytest.mark.parametrize(
@@ -165,14 +174,14 @@ def test_resume_is_exact(ranks, config_file, tmp_path, settings, world_size):
         shutil.copytree(_checkpoint(whole, step), _checkpoint(run, step))
         assert set(ranks(ppo_runs.train, world_size, config_file, [f"run_dir={run}", *settings])) == {0}
         assert sft_runs.differing(_checkpoint(run, 6), _checkpoint(whole, 6)) == []
-        known = [{k: v for k, v in line.items() if "time/" not in k} for line in read_metrics(whole)[step:]]
-        assert [{k: v for k, v in line.items() if "time/" not in k} for line in read_metrics(run)] == known
+        assert _without_times(read_metrics(run)) == _without_times(read_metrics(whole)[step:])
     weights = sft_runs.tensors(_checkpoint(whole, 6))
     assert any(key.startswith("critic.decoder.") for key in weights) == (REINFORCE[0] not in settings)
 
 
 def test_the_policy_rests_while_the_critic_warms_up(ranks, config_file, tmp_path):
-    settings = [f"run_dir={tmp_path}", "max_steps=2", "critic.warmup_steps=1", "checkpoint.save_every=1"]
+    critic = "critic={warmup_steps: 1, optimizer: {lr: 0.01, weight_decay: 0}}"
+    settings = [f"run_dir={tmp_path}", "max_steps=2", "checkpoint.save_every=1", critic]
     assert ranks(ppo_runs.train, 1, config_file, settings) == [0]
     first, second = (sft_runs.tensors(_checkpoint(tmp_path, step)) for step in (1, 2))
     key = "decoder.layers.1.mlp.linear_fc2.weight"
