@@ -3,6 +3,7 @@
 Step k trains weight version k into k + 1, as in `grpo`, on rollouts that are at most `rollout.max_lag` versions older.
 """
 
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -68,7 +69,11 @@ def train(config: PPOConfig) -> int:
     with RolloutSource(config, start.hf_files, state.policy, prompts) as rollouts:
         actor = Actor(config, state, reference, rollouts, tokenizer.pad_id, first_step)
         trainer = _trainer(config, actor, _Hooks(actor, logger, checkpointer), stop)
-        trainer.fit()
+        gc.freeze()  # the trainers collect garbage three times a step: not among all that is imported, for seconds
+        try:
+            trainer.fit()
+        finally:
+            gc.unfreeze()
     checkpointer.close()
     logger.finalize()
     return EXIT_REQUEUE if trainer.step < config.max_steps else 0
