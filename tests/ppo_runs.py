@@ -61,7 +61,7 @@ class ScriptedRollouts:
     def __exit__(self, *_: object) -> None: ...
 
     def publish(self, version: int) -> dict[str, float]:
-        from qedmeg.training.rollout_source import document_logprobs
+        from qedmeg.training.logprobs import document_logprobs
 
         self.version = version
         answers = [np.array(answer, dtype=np.int32) for answer in ANSWERS]

@@ -18,12 +18,13 @@ from qedmeg.monitor.budget import TimeBudget
 from qedmeg.monitor.rollout_metrics import batch_metrics, waiting
 from qedmeg.training.checkpoint import TrainedModel, TrainingState
 from qedmeg.training.critic import pack_returns, row_values, value_gradients
+from qedmeg.training.logprobs import on_every_rank, token_logprobs
 from qedmeg.training.losses import LossSums, loss_weights
 from qedmeg.training.policy import Policy, placement
 from qedmeg.training.rollout_batch import PackedRollouts
 from qedmeg.training.rollout_rows import NO_TOKEN, PackedRows, pack_rows, rollout_rows, sum_over_data_ranks
 from qedmeg.training.rollout_source import RolloutSource
-from qedmeg.training.rollout_step import Baselines, on_every_rank, rollout_gradients, token_logprobs
+from qedmeg.training.rollout_step import Baselines, rollout_gradients
 
 Rows = dict[str, torch.Tensor]
 

@@ -14,10 +14,10 @@ from qedmeg.data.packing import PackedBatch
 from qedmeg.model.build import ValueModel
 from qedmeg.parallel import from_last_stage
 from qedmeg.training.checkpoint import TrainedModel
+from qedmeg.training.logprobs import on_every_rank
 from qedmeg.training.optimizer import Optimizer, build_scheduler
-from qedmeg.training.policy import Policy
+from qedmeg.training.policy import Policy, report
 from qedmeg.training.rollout_rows import PackedRows
-from qedmeg.training.rollout_step import on_every_rank, report
 from qedmeg.training.start import Start
 
 

@@ -22,11 +22,12 @@ from qedmeg.monitor.rollout_metrics import batch_metrics, loss_metrics, waiting
 from qedmeg.rollout.sample import Batch, Group
 from qedmeg.settings import save_config
 from qedmeg.training import checkpoint
+from qedmeg.training.logprobs import token_logprobs
 from qedmeg.training.losses import LossSums
 from qedmeg.training.policy import Policy, placement
 from qedmeg.training.rollout_batch import PackedRollouts, minibatches, pack_rollouts, train_on
 from qedmeg.training.rollout_source import RolloutSource
-from qedmeg.training.rollout_step import Baselines, rollout_gradients, token_logprobs
+from qedmeg.training.rollout_step import Baselines, rollout_gradients
 from qedmeg.training.start import Start, StopRequest, load_weights, read_start
 
 

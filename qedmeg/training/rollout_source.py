@@ -10,22 +10,18 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
 from qedmeg import device
 from qedmeg.config_rl import RLConfig
-from qedmeg.data.chat import Document
-from qedmeg.data.loader import Placement
-from qedmeg.data.packing import PackedBatch, make_batch, padded_length
 from qedmeg.data.prompts import PromptSet
 from qedmeg.rollout import gate
 from qedmeg.rollout.client import RolloutClient, WeightsNeeded
 from qedmeg.rollout.sample import Batch
 from qedmeg.rollout.weight_transfer import TransferReport, WeightSender
-from qedmeg.training.policy import Policy, placement
-from qedmeg.training.rollout_step import on_every_rank, token_logprobs
+from qedmeg.training.logprobs import document_logprobs
+from qedmeg.training.policy import Policy
 
 HEARTBEAT_SECONDS = 60.0
 """How often ranks that wait for rank 0 hear that it still waits: their collectives time out after minutes."""
@@ -130,27 +126,3 @@ class RolloutSource:
                 if failure is not None:
                     raise failure
                 return result  # type: ignore[return-value]
-
-
-def document_logprobs(policy: Policy, documents: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """For each document of L tokens its log-probabilities [L − 1], at temperature 1; on every rank."""
-    place = placement(policy.parallelism)
-    alone = Placement(0, 1, place.document_multiple, place.batch_multiple, place.microbatch_multiple)
-    batches = [_alone(tokens_L, alone) for tokens_L in documents]
-    width = max(batch.tokens_T.numel() for batch in batches)
-    batches = [_alone(tokens_L, alone, width) for tokens_L in documents]
-    padding = -len(batches) % alone.microbatch_multiple
-    whole = whole_logprobs(policy, batches + batches[:1] * padding, temperature=1.0)
-    return [
-        logprobs_T[: len(tokens_L) - 1].cpu().numpy() for logprobs_T, tokens_L in zip(whole, documents, strict=False)
-    ]
-
-
-def _alone(tokens_L: np.ndarray, place: Placement, width: int | None = None) -> PackedBatch:
-    document = Document(tokens_L, np.ones(len(tokens_L), dtype=bool))
-    return make_batch([document], width or padded_length(len(tokens_L), place.batch_multiple), place.document_multiple)
-
-
-def whole_logprobs(policy: Policy, microbatches: Sequence[PackedBatch], temperature: float) -> list[torch.Tensor]:
-    """Of each micro-batch the log-probabilities [T] of its labels, whole and on every rank of the model."""
-    return on_every_rank(policy, microbatches, token_logprobs(policy, microbatches, temperature))
