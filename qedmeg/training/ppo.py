@@ -208,7 +208,7 @@ def ppo_trainer() -> Any:
     """NeMo-Aligner's `PPOTrainer`, which also hands on the engine's log-probabilities and says how good values are."""
     ppo = nemo.ppo()
 
-    class Trainer(ppo.PPOTrainer):  # type: ignore[misc, name-defined]
+    class Trainer(ppo.PPOTrainer):  # type: ignore[name-defined]
         def generate_ppo_data(self, batch: Rows) -> tuple[Rows, dict[str, float]]:
             data, metrics = super().generate_ppo_data(batch)
             data["engine_logprobs"] = batch["engine_logprobs"]
@@ -238,7 +238,7 @@ def reinforce_trainer() -> Any:
     """NeMo-Aligner's `ReinforceTrainer`, which also hands on the engine's log-probabilities."""
     reinforce = nemo.reinforce()
 
-    class Trainer(reinforce.ReinforceTrainer):  # type: ignore[misc, name-defined]
+    class Trainer(reinforce.ReinforceTrainer):  # type: ignore[name-defined]
         def generate_reinforce_data(self, batch: Rows) -> tuple[Rows, dict[str, float]]:
             data, metrics = super().generate_reinforce_data(batch)
             data["engine_logprobs"] = batch["engine_logprobs"]
