@@ -51,14 +51,19 @@ def _alone(tokens_L: np.ndarray, place: Placement, width: int | None = None) -> 
 
 def whole_logprobs(policy: Policy, microbatches: Sequence[PackedBatch], temperature: float) -> list[torch.Tensor]:
     """Of each micro-batch the log-probabilities [T] of its labels, whole and on every rank of the model."""
-    found = token_logprobs(policy, microbatches, temperature)
-    cp = policy.parallelism.cp
+    return on_every_rank(policy, microbatches, token_logprobs(policy, microbatches, temperature))
+
+
+def on_every_rank(
+    policy: Policy, microbatches: Sequence[PackedBatch], found: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Numbers of each micro-batch's tokens [T], whole and on every rank of the model, from what each of them has."""
     whole = []
     for number, batch in enumerate(microbatches):
-        logprobs_T = torch.zeros(batch.tokens_T.numel(), device=device.current())
+        numbers_T = torch.zeros(batch.tokens_T.numel(), device=device.current())
         if found:
-            logprobs_T[policy.places(batch)] = found[number]
-        if cp > 1:
-            dist.all_reduce(logprobs_T, group=parallel_state.get_context_parallel_group())
-        whole.append(from_last_stage(logprobs_T))
+            numbers_T[policy.places(batch)] = found[number]
+        if policy.parallelism.cp > 1:
+            dist.all_reduce(numbers_T, group=parallel_state.get_context_parallel_group())
+        whole.append(from_last_stage(numbers_T))
     return whole

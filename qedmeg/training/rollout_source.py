@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from qedmeg import device
-from qedmeg.config_rl import GRPOConfig
+from qedmeg.config_rl import RLConfig
 from qedmeg.data.prompts import PromptSet
 from qedmeg.rollout import gate
 from qedmeg.rollout.client import RolloutClient, WeightsNeeded
@@ -33,7 +33,7 @@ T = TypeVar("T")
 class RolloutSource:
     """The rollout process as a trainer's ranks see it. All of them call every method."""
 
-    def __init__(self, config: GRPOConfig, hf_files: Path, policy: Policy, prompts: PromptSet) -> None:
+    def __init__(self, config: RLConfig, hf_files: Path, policy: Policy, prompts: PromptSet) -> None:
         """Start the process and wait until its engines are up."""
         self.config, self.policy, self.prompts = config, policy, prompts
         self.sender = WeightSender(policy.chunks, policy.model, config.rollout.transfer_seconds)
