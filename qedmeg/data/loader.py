@@ -69,15 +69,24 @@ class BatchSizes:
     drop_last: bool = True
 
 
-def build_step(
-    store: DocumentStore, documents: Sequence[int], tokens_per_microbatch: int, pad_id: int, placement: Placement
-) -> Step:
-    """Pack the documents into bins and build this rank's microbatches of them.
+@dataclass(frozen=True)
+class Cut:
+    """How a step's documents are spread over micro-batches."""
 
-    Packing and dealing look at lengths only and are the same on every rank, so the bins of all ranks together are the
-    same for any number of ranks; empty microbatches make the ranks equal.
+    microbatches: tuple[tuple[int, ...], ...]
+    """Which documents are in each micro-batch of this rank; every rank has the same number, empty ones among them."""
+    width: int
+    """Tokens of every micro-batch."""
+    fill: float
+    """Share of the positions of all ranks' micro-batches that hold a token of a document; empty ones not counted."""
+
+
+def cut_step(lengths: Sequence[int], tokens_per_microbatch: int, placement: Placement) -> Cut:
+    """Pack documents of these lengths into bins and deal the bins to the data-parallel ranks.
+
+    It looks at lengths only and is the same on every rank, so the bins of all ranks together are the same for any
+    number of ranks; empty micro-batches make the ranks equal.
     """
-    lengths = store.lengths_D[list(documents)].tolist()
     padded = [padded_length(length, placement.document_multiple) for length in lengths]
     bins = pack(padded, tokens_per_microbatch)
     # As long as the fullest bin, on every rank: pipeline and expert parallelism exchange tensors of one size.
@@ -85,17 +94,26 @@ def build_step(
     width = min(padded_length(fullest, math.lcm(_GRAIN, placement.batch_multiple)), tokens_per_microbatch)
     mine = deal([sum(lengths[i] for i in members) for members in bins], placement.dp_size)[placement.dp_rank]
     count = microbatches_per_rank(len(bins), placement.dp_size, placement.microbatch_multiple)
-    contents = [[store[documents[i]] for i in bins[index]] for index in mine]
-    contents += [[] for _ in range(count - len(mine))]
+    contents = [tuple(bins[index]) for index in mine] + [()] * (count - len(mine))
+    return Cut(tuple(contents), width, fill_ratio(sum(lengths), len(bins), width))
+
+
+def build_step(
+    store: DocumentStore, documents: Sequence[int], tokens_per_microbatch: int, pad_id: int, placement: Placement
+) -> Step:
+    """Pack the documents into bins and build this rank's microbatches of them; see `cut_step`."""
+    lengths = store.lengths_D[list(documents)].tolist()
+    cut = cut_step(lengths, tokens_per_microbatch, placement)
+    contents = [[store[documents[i]] for i in members] for members in cut.microbatches]
     trained = int(store.trained_D[list(documents)].sum())
     return Step(
-        microbatches=tuple(make_batch(content, width, placement.document_multiple, pad_id) for content in contents),
+        microbatches=tuple(make_batch(content, cut.width, placement.document_multiple, pad_id) for content in contents),
         documents=tuple(documents),
         tokens=sum(lengths),
         trained_tokens=trained,
         loss_divisor=float(trained),
         epoch=0.0,
-        fill=fill_ratio(sum(lengths), len(bins), width),
+        fill=cut.fill,
     )
 
 

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from qedmeg.monitor.metrics import read_metrics
 
 ROOT = Path(__file__).parent.parent.parent
 SFT_CONFIG = "recipes/configs/sft_demo.yaml"
+GRPO_CONFIG = "recipes/configs/grpo_demo.yaml"
 HELD_OUT = 108
 SAMPLES = 4
 BASE_SAMPLES = 1  # a model of random weights earns nothing, and writes to the last token that it may
@@ -61,10 +62,10 @@ def run_demo(folder: Path) -> int:
             partial.write_text(json.dumps(numbers))
             partial.replace(record)
         done[stage.name] = json.loads(record.read_text())
-    evaluations = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("base", "sft")}
+    evaluations = {name: json.loads((folder / f"{name}.json").read_text()) for name in _STAGES_OF}
     (folder / "summary.json").write_text(json.dumps(_summary(done, evaluations), indent=1) + "\n")
     report = folder / "report.html"
-    write_report(report, evaluations, read_metrics(folder / "run-sft"))
+    write_report(report, evaluations, read_metrics(folder / "run-sft"), read_metrics(folder / "run-grpo"))
     _print_table(done, evaluations)
     print(f"report: {report.resolve()}")
     return 0
@@ -103,37 +104,52 @@ def _convert(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _train(folder: Path) -> dict[str, Any]:
+def _fine_tune(folder: Path) -> dict[str, Any]:
     settings = (
-        f"run_dir={folder / 'run-sft'}",
         f"model.megatron={folder / 'base-megatron'}",
         f"data.train={folder / 'teacher_proofs.jsonl'}",
         f"data.cache={folder / 'documents'}",
     )
+    return _train("recipes/sft.py", SFT_CONFIG, folder / "run-sft", settings)
+
+
+def _reinforce(folder: Path) -> dict[str, Any]:
+    problems = folder / "rl_problems.jsonl"
+    rows = (json.dumps(problem.to_json()) + "\n" for problem in generate("train", PROBLEMS, SEED))
+    problems.write_text("".join(rows))
+    settings = (f"model.hf={folder / 'sft'}", f"data.train={problems}")
+    return _train("recipes/grpo.py", GRPO_CONFIG, folder / "run-grpo", settings)
+
+
+def _train(recipe: str, config: str, run_dir: Path, settings: Sequence[str]) -> dict[str, Any]:
+    """Run a recipe on two ranks; the tokens a second that it trained."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
-    _command(*launcher, "recipes/sft.py", "--config", SFT_CONFIG, *settings)
-    steps = [line for line in read_metrics(folder / "run-sft") if "train/loss" in line]
+    _command(*launcher, recipe, "--config", config, f"run_dir={run_dir}", *settings)
+    steps = [line for line in read_metrics(run_dir) if "train/loss" in line]
     seconds = sum(line["train/step_time"] for line in steps)
     return {"tokens_per_second": sum(line["train/tokens"] for line in steps) / seconds}
 
 
-def _convert_back(folder: Path) -> dict[str, Any]:
-    options = ("--out", folder / "sft", "--checks", QUICK_CHECKS, "--overwrite")
-    _command("conversion/megatron_to_hf.py", "--megatron", _trained(folder), *options)
-    return {}
+def _convert_back(name: str) -> Callable[[Path], dict[str, Any]]:
+    def convert_back(folder: Path) -> dict[str, Any]:
+        options = ("--out", folder / name, "--checks", QUICK_CHECKS, "--overwrite")
+        _command("conversion/megatron_to_hf.py", "--megatron", _trained(folder, name), *options)
+        return {}
+
+    return convert_back
 
 
 def _verify(folder: Path) -> dict[str, Any]:
-    _command("conversion/verify.py", "--hf", folder / "sft", "--megatron", _trained(folder), "--report", folder)
+    _command("conversion/verify.py", "--hf", folder / "sft", "--megatron", _trained(folder, "sft"), "--report", folder)
     not_run = json.loads((folder / "verify.json").read_text())["not_run"]
     if not_run:
         raise StageFailedError(f"not proved here: {', '.join(not_run)}; {folder / 'verify.md'} says why")
     return {}
 
 
-def _trained(folder: Path) -> Path:
-    """The checkpoint that fine-tuning ended with."""
-    return max((folder / "run-sft" / "checkpoints").glob("step_????????"))
+def _trained(folder: Path, name: str) -> Path:
+    """The checkpoint that a training ended with."""
+    return max((folder / f"run-{name}" / "checkpoints").glob("step_????????"))
 
 
 def _evaluate(name: str, samples: int) -> Callable[[Path], dict[str, Any]]:
@@ -151,14 +167,18 @@ STAGES = (
     Stage("make base model", _make_base),
     Stage("to Megatron", _convert),
     Stage("prove: base", _evaluate("base", BASE_SAMPLES)),
-    Stage("SFT", _train),
-    Stage("to Hugging Face", _convert_back),
+    Stage("SFT", _fine_tune),
+    Stage("to Hugging Face", _convert_back("sft")),
     Stage("verify round trip", _verify),
     Stage("prove: SFT", _evaluate("sft", SAMPLES)),
+    Stage("GRPO", _reinforce),
+    Stage("GRPO to Hugging Face", _convert_back("grpo")),
+    Stage("prove: GRPO", _evaluate("grpo", SAMPLES)),
 )
 _STAGES_OF = {
     "base": ("make base model", "to Megatron", "prove: base"),
     "sft": ("SFT", "to Hugging Face", "verify round trip", "prove: SFT"),
+    "grpo": ("GRPO", "GRPO to Hugging Face", "prove: GRPO"),
 }
 
 
@@ -183,7 +203,7 @@ def _print_table(done: dict[str, dict[str, Any]], evaluations: dict[str, Any]) -
         table.add_column(title, justify="left" if title == "stage" else "right")
     for stage in STAGES:
         numbers = done[stage.name]
-        evaluation = {"prove: base": evaluations["base"], "prove: SFT": evaluations["sft"]}.get(stage.name)
+        evaluation = evaluations.get(stage.name.removeprefix("prove: ").lower()) if "prove" in stage.name else None
         table.add_row(
             stage.name,
             f"{numbers['seconds']:.0f} s",

@@ -44,6 +44,11 @@ class LossSums:
     mismatch_max: torch.Tensor
     """The greatest |trainer − engine|: of several, the greatest counts."""
 
+    @staticmethod
+    def zero(device: torch.device) -> "LossSums":
+        """Of no tokens."""
+        return LossSums(*torch.zeros(len(fields(LossSums)), dtype=torch.float64, device=device))
+
     def __add__(self, other: "LossSums") -> "LossSums":
         sums = {field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)}
         return replace(LossSums(**sums), mismatch_max=torch.maximum(self.mismatch_max, other.mismatch_max))

@@ -2,8 +2,9 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,11 +18,13 @@ from omegaconf import OmegaConf
 from qedmeg import device, parallel
 from qedmeg.data.loader import Placement, Step
 from qedmeg.data.packing import PackedBatch
-from qedmeg.model.build import Compute, LanguageModel, build_model
+from qedmeg.model.build import Compute, LanguageModel, LogprobHead, build_model
 from qedmeg.model.families import Architecture
 from qedmeg.model.layers import positions_of_rank
 from qedmeg.parallel import Parallelism, from_last_stage
 from qedmeg.training.optimizer import TrainingDivergedError
+
+B = TypeVar("B", bound=PackedBatch)
 
 
 class Policy:
@@ -34,16 +37,29 @@ class Policy:
     use_mcore_dist_optim = True
     with_megatron_fused_adam = False
 
-    def __init__(self, model: Architecture, parallelism: Parallelism, compute: Compute, prompts_per_step: int) -> None:
-        """Build this rank's part of the model; its weights are yet to be loaded into `chunks`."""
+    def __init__(
+        self,
+        model: Architecture,
+        parallelism: Parallelism,
+        compute: Compute,
+        prompts_per_step: int,
+        *,
+        frozen: bool = False,
+        kind: type[LanguageModel] = LanguageModel,
+    ) -> None:
+        """Build this rank's part of the model; its weights are yet to be loaded into `chunks`. A frozen one has no
+        gradients, and no memory for them. `kind` says what the last stage computes: a critic is a `ValueModel`."""
         self.model = model
         self.parallelism = parallelism
-        self.chunks: list[LanguageModel] = build_model(model, parallelism, compute)
+        self.chunks: list[LanguageModel] = build_model(model, parallelism, compute, kind)
         self.config = self.chunks[0].config
         # NeMo-Aligner reads these two to count samples
         self.cfg = OmegaConf.create({"micro_batch_size": 1, "global_batch_size": prompts_per_step})
         half = compute.dtype != torch.float32
         wrapped = [Float16Module(self.config, chunk) if half else chunk for chunk in self.chunks]
+        if frozen:
+            self.ddp = [chunk.requires_grad_(False).eval() for chunk in wrapped]
+            return
         ddp = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True, use_distributed_optimizer=True, overlap_grad_reduce=False
         )
@@ -59,7 +75,7 @@ class Policy:
         Raises:
             TrainingDivergedError: the loss is NaN or infinite; no weight was changed by it.
         """
-        sums = self._run(batch.microbatches, _summed_loss, forward_only)
+        sums = self.run(batch.microbatches, _summed_loss, forward_only)
         totals = torch.zeros(2, dtype=torch.float64, device=device.current())
         for loss in sums:
             totals += loss["loss"].double()
@@ -81,13 +97,28 @@ class Policy:
         }
         return loss, metrics
 
-    def _run(
-        self, microbatches: tuple[PackedBatch, ...], loss: Callable[..., Any], forward_only: bool
-    ) -> list[dict[str, torch.Tensor]]:
-        """Megatron's pipeline schedule over the micro-batches; what `loss` reports, on the last stage, else nothing."""
+    def run(
+        self,
+        microbatches: Sequence[PackedBatch],
+        loss: Callable[..., Any],
+        forward_only: bool,
+        head: LogprobHead | None = None,
+    ) -> list[Any]:
+        """Megatron's pipeline schedule over the micro-batches, gradients and their reduction included.
+
+        `loss(output, batch)` is called on the last stage, with the batch as this rank holds it, in the order of the
+        micro-batches; it returns the scalar to take gradients of, the number of tokens that the sum of all gradients is
+        divided by (0: it is left as it is), and what to report. The output is the summed loss, or with a `head` what
+        that says.
+
+        Returns:
+            The reports on the last stage, nothing on others.
+        """
+        for chunk in self.chunks:
+            chunk.logprob_head = head
         iterators = [iter(microbatches) for _ in self.ddp]
         single = len(self.ddp) == 1
-        reports: list[dict[str, torch.Tensor]] = get_forward_backward_func()(
+        reports: list[Any] = get_forward_backward_func()(
             forward_step_func=self._forward(loss),
             data_iterator=iterators[0] if single else iterators,
             model=self.ddp[0] if single else self.ddp,
@@ -124,24 +155,27 @@ class Policy:
 
         return forward
 
-    def _on_this_rank(self, batch: PackedBatch) -> PackedBatch:
+    def _on_this_rank(self, batch: B) -> B:
         """The batch on this rank's device; under context parallelism, the rank's tokens of each document."""
-        cp, here = self.parallelism.cp, device.current()
-        if cp == 1 and here.type == "cpu":
+        here = device.current()
+        if self.parallelism.cp == 1 and here.type == "cpu":
             return batch
-        bounds = batch.cu_seqlens.tolist()
-        rank = parallel_state.get_context_parallel_rank()
-        mine = torch.cat(
-            [start + positions_of_rank(end - start, cp, rank) for start, end in itertools.pairwise(bounds)]
+        mine = self.places(batch)
+        by_token = {
+            field.name: getattr(batch, field.name)[mine].to(here)
+            for field in fields(batch)
+            if field.name.endswith("_T")
+        }
+        return replace(batch, **by_token, cu_seqlens=batch.cu_seqlens.to(here))
+
+    def places(self, batch: PackedBatch) -> torch.Tensor:
+        """Which of a batch's T tokens this rank holds: all of them, or its context-parallel part of each document."""
+        bounds, rank = batch.cu_seqlens.tolist(), parallel_state.get_context_parallel_rank()
+        parts = (
+            start + positions_of_rank(end - start, self.parallelism.cp, rank)
+            for start, end in itertools.pairwise(bounds)
         )
-        return PackedBatch(
-            tokens_T=batch.tokens_T[mine].to(here),
-            labels_T=batch.labels_T[mine].to(here),
-            mask_T=batch.mask_T[mine].to(here),
-            positions_T=batch.positions_T[mine].to(here),
-            cu_seqlens=batch.cu_seqlens.to(here),
-            documents=batch.documents,
-        )
+        return torch.cat(list(parts))
 
     def prepare_for_training_step(self) -> None:
         """Training mode, and gradients at zero."""
@@ -172,6 +206,11 @@ def placement(parallelism: Parallelism) -> Placement:
         batch_multiple=parallelism.batch_multiple(),
         microbatch_multiple=parallelism.pp if parallelism.vpp > 1 else 1,
     )
+
+
+def report(output: torch.Tensor, what: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    """As Megatron wants it. No number of tokens: the weights of the tokens are the whole normalisation."""
+    return output, torch.tensor(0, dtype=torch.int, device=output.device), what
 
 
 def _summed_loss(

@@ -14,7 +14,7 @@ def _evaluation(score: float) -> dict:
 
 @pytest.fixture
 def calls(monkeypatch) -> list[str]:
-    """Which stages have been run: stand-ins for all of them, the two evaluations with results."""
+    """Which stages have been run: stand-ins for all of them, the evaluations with results."""
     called: list[str] = []
 
     def stand_in(name: str) -> Stage:
@@ -22,7 +22,8 @@ def calls(monkeypatch) -> list[str]:
             called.append(name)
             if name == "to Hugging Face" and called.count(name) == 1:
                 raise StageFailedError("as told")
-            for model, stage, score in (("base", "prove: base", 0.0), ("sft", "prove: SFT", 3.0)):
+            results = (("base", "prove: base", 0.0), ("sft", "prove: SFT", 3.0), ("grpo", "prove: GRPO", 4.5))
+            for model, stage, score in results:
                 if name == stage:
                     (folder / f"{model}.json").write_text(json.dumps(_evaluation(score)))
             return {"tokens_per_second": 10.0} if name == "SFT" else {}
@@ -48,10 +49,12 @@ def test_a_demo_that_failed_goes_on_and_ends_with_a_summary(tmp_path, monkeypatc
     assert [(stage["name"], stage["score"], stage["greedy"], stage["problems"]) for stage in stages] == [
         ("base", 0.0, 1.0, 108),
         ("sft", 3.0, 4.0, 108),
+        ("grpo", 4.5, 5.5, 108),
     ]
     assert all(stage["seconds"] >= 0 for stage in stages)
     shown = capsys.readouterr().out
     assert "3.00" in shown
+    assert "4.50" in shown
     assert str(tmp_path / "demo" / "report.html") in shown.replace("\n", "")
     before = list(calls)
     assert run_demo(tmp_path / "demo") == 0

@@ -1,0 +1,206 @@
+"""GRPO and its relatives: groups of graded rollouts, advantages within the group, a step on the policy loss.
+
+NeMo-Aligner has no GRPO: this trainer is the project's own, over the same policy. Weight version k is what the weights
+are after k steps; step k trains on rollouts that are at most `rollout.max_lag` versions older than k.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch.distributed as dist
+
+from qedmeg import parallel
+from qedmeg.config import ModelConfig
+from qedmeg.config_rl import GRPOConfig, RLConfig
+from qedmeg.data.loader import Placement
+from qedmeg.data.prompts import PromptSet, load_prompts
+from qedmeg.errors import EXIT_REQUEUE, UserError
+from qedmeg.monitor.budget import TimeBudget
+from qedmeg.monitor.metrics import TIME_PREFIX, MetricsLogger, rl_note
+from qedmeg.monitor.rollout_metrics import batch_metrics, loss_metrics, waiting
+from qedmeg.rollout.sample import Batch, Group
+from qedmeg.settings import save_config
+from qedmeg.training import checkpoint
+from qedmeg.training.logprobs import token_logprobs
+from qedmeg.training.losses import LossSums
+from qedmeg.training.policy import Policy, placement
+from qedmeg.training.rollout_batch import PackedRollouts, minibatches, pack_rollouts, train_on
+from qedmeg.training.rollout_source import RolloutSource
+from qedmeg.training.rollout_step import Baselines, rollout_gradients
+from qedmeg.training.start import Start, StopRequest, load_weights, read_start
+
+
+def train(config: GRPOConfig) -> int:
+    """Run, or go on with, the reinforcement learning that `config` describes; the process's exit status.
+
+    Raises:
+        UserError: settings, problems or checkpoint do not fit; before anything is generated.
+    """
+    start = read_start(config)
+    tokenizer = start.tokenizer(config.data.tokenizer, config.data.chat_template)
+    prompts = load_prompts(config.data, tokenizer, longest_prompt(config, start))
+    stop = StopRequest()
+    parallel.initialize(start.parallelism, config.seed)
+    state = start.training_state(
+        config,
+        config.data.prompts_per_step,
+        config.max_steps * config.minibatches,
+        PromptOrder(prompts.fingerprint, config.data.seed),
+    )
+    first_step = start.load(config, state)
+    if first_step >= config.max_steps:
+        return 0
+    reference = frozen_reference(config, start) if config.loss.kl_coef else None
+    trainer = Trainer(config, state, reference, tokenizer.pad_id, placement(start.parallelism))
+
+    is_main = dist.get_rank() == 0
+    if is_main:
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+        save_config(config, config.run_dir / "config.yaml")
+        announce("GRPO", config, start, prompts, first_step)
+    checkpointer = checkpoint.Checkpointer(config.run_dir, config.checkpoint, start.hf_files, state)
+    logger = MetricsLogger(config.run_dir, "GRPO", first_step, config.max_steps, is_main=is_main, note=rl_note)
+    with RolloutSource(config, start.hf_files, state.policy, prompts) as rollouts:
+        rollouts.publish(first_step)
+        budget = TimeBudget()
+        for step in range(first_step, config.max_steps):
+            with budget("waited"):
+                batch = rollouts.batch(step)
+            budget.divide("waited", waiting(batch))
+            metrics = batch_metrics(batch) | trainer.step(batch, budget)
+            with budget("transfer"):
+                metrics |= rollouts.publish(step + 1)
+            seconds = budget.restart()
+            metrics |= {"step_time": sum(seconds.values())}
+            metrics |= {f"{TIME_PREFIX}{name}": value for name, value in seconds.items()}
+            logger.log_metrics(metrics, step, "train/")
+            checkpointer.poll()
+            last = step + 1 == config.max_steps or stop.asked()
+            if last or (step + 1) % config.checkpoint.save_every == 0:
+                checkpointer.save(step + 1)
+            if last:
+                break
+    checkpointer.close()
+    logger.finalize()
+    return EXIT_REQUEUE if stop.stopped and step + 1 < config.max_steps else 0
+
+
+@dataclass
+class Trainer:
+    """A step's arithmetic: advantages, log-probabilities to compare with, gradients, optimizer."""
+
+    config: GRPOConfig
+    state: checkpoint.TrainingState
+    reference: Policy | None
+    pad_id: int
+    place: Placement
+
+    def step(self, batch: Batch, budget: TimeBudget) -> dict[str, float]:
+        """An optimizer step on each of the batch's mini-batches; what to log."""
+        parts = [self._pack(groups) for groups in minibatches(batch.groups, self.config.minibatches)]
+        with budget("logprobs"):
+            baselines = [self._baselines(part) for part in parts]
+        with budget("train"):
+            updates = [self._update(part, compared) for part, compared in zip(parts, baselines, strict=True)]
+        optimizer = self.state.optimizer
+        metrics = loss_metrics(sum(updates[1:], updates[0]), len(updates))
+        return metrics | {"grad_norm": optimizer.grad_norm, "lr": float(optimizer.param_groups[0]["lr"])}
+
+    def _pack(self, groups: Sequence[Group]) -> tuple[PackedRollouts, ...]:
+        config = self.config
+        other_terms = config.loss.kl_coef > 0 or config.loss.entropy_coef > 0
+        trained = train_on(groups, config.rollout.max_tokens, config.advantage, keep_zero=other_terms)
+        return pack_rollouts(trained, config.data.tokens_per_microbatch, self.pad_id, config.loss, self.place)
+
+    def _baselines(self, part: tuple[PackedRollouts, ...]) -> Baselines:
+        """The trainer's own log-probabilities are computed where other steps come between, the reference's for KL."""
+        temperature = self.config.rollout.temperature
+        stale = self.config.minibatches > 1 and self.config.loss.ratio_against == "trainer"
+        return Baselines(
+            old=token_logprobs(self.state.policy, part, temperature) if stale else None,
+            reference=token_logprobs(self.reference, part, temperature) if self.reference else None,
+        )
+
+    def _update(self, part: tuple[PackedRollouts, ...], baselines: Baselines) -> LossSums:
+        state = self.state
+        state.optimizer.zero_grad()
+        sums = rollout_gradients(state.policy, part, self.config.loss, self.config.rollout.temperature, baselines)
+        if float(sums.tokens) > 0:  # without an advantage anywhere there is no gradient, and Adam would move on
+            state.optimizer.step()
+        state.scheduler.step(1)
+        return sums
+
+
+@dataclass
+class PromptOrder:
+    """Which problems in which order a run draws: what a checkpoint keeps of it, as its loader.
+
+    The position is the step, and what each step was trained on is in the store of rollouts.
+    """
+
+    fingerprint: str
+    seed: int
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain text and number."""
+        return {"fingerprint": self.fingerprint, "seed": self.seed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Check that it is the same order.
+
+        Raises:
+            UserError: other problems, another tokenizer or prompt, or another seed.
+        """
+        if state["fingerprint"] != self.fingerprint:
+            raise UserError(
+                "data.train: these are not the prompts that the checkpoint was trained on: rows, columns, prompt, "
+                "tokenizer or chat template have changed; change them back, or start a new run from the checkpoint's "
+                "weights"
+            )
+        if state["seed"] != self.seed:
+            raise UserError(
+                f"data.seed: {self.seed}: the checkpoint was trained with {state['seed']}; set it back, or start a new "
+                "run from the checkpoint's weights"
+            )
+
+
+def longest_prompt(config: RLConfig, start: Start) -> int:
+    """Tokens that a prompt may have beside `max_tokens` of an answer.
+
+    Raises:
+        UserError: none.
+    """
+    context = min(start.model.max_positions, config.data.tokens_per_microbatch)
+    if config.rollout.max_tokens >= context:
+        limit = (
+            f"the model's context of {start.model.max_positions}"
+            if context == start.model.max_positions
+            else f"data.tokens_per_microbatch of {context}"
+        )
+        raise UserError(f"rollout.max_tokens: {config.rollout.max_tokens} leaves no room for a prompt in {limit}")
+    return context - config.rollout.max_tokens
+
+
+def frozen_reference(config: RLConfig, start: Start) -> Policy:
+    """The model that the run starts from, or the one that the settings name, without gradients."""
+    source = ModelConfig(hf=config.reference) if config.reference else config.model
+    policy = Policy(start.model, start.parallelism, start.compute, config.data.prompts_per_step, frozen=True)
+    parallel.same_error(partial(load_weights, source, start.model, policy))
+    return policy
+
+
+def announce(label: str, config: RLConfig, start: Start, prompts: PromptSet, first: int) -> None:
+    """Print what the run is, with the numbers that follow from its settings."""
+    data, rollout = config.data, config.rollout
+    sizes = ", ".join(f"{name} {value}" for name, value in config.parallel.model_dump().items() if value not in (1, 0))
+    print(
+        f"{label} of {start.model.name}, {start.model.layers} layers, hidden {start.model.hidden}: {len(prompts)} "
+        f"problems, {data.prompts_per_step} prompts × {data.rollouts_per_prompt} rollouts = "
+        f"{data.prompts_per_step * data.rollouts_per_prompt} a step in {config.minibatches} optimizer steps, steps "
+        f"{first} to {config.max_steps}, {rollout.max_tokens} new tokens at temperature {rollout.temperature:g}, "
+        f"lag at most {rollout.max_lag}; {data.tokens_per_microbatch} tokens a micro-batch; dp {parallel.data_size()}"
+        f"{', ' + sizes if sizes else ''}; {config.compute.precision}; {config.run_dir}",
+        flush=True,
+    )
