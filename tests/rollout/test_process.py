@@ -100,7 +100,8 @@ def test_when_the_process_is_killed_or_hangs_the_trainer_hears_of_it_and_can_go_
         with pytest.raises(
             RolloutFailed, match=r"ended with status -9; the last lines of .*rollout_process.log:\n"
         ) as told:
-            client.batch(2)
+            for number in range(2, 1000):  # however many it makes until it is killed
+                step(client, number)
         assert time.monotonic() - begin < 5
         assert "a print of C" in str(told.value)
         with pytest.raises(RolloutFailed, match="ended with status -9"):
