@@ -262,7 +262,7 @@ def test_without_servers_requests_wait_and_name_them(
 def test_a_failed_transfer_takes_the_engine_and_its_requests_away() -> None:
     async def scene(it: Scene) -> None:
         fleet = await it.open([VllmServer(seconds=0.05), VllmServer(seconds=0.05)])
-        first, second = it.servers
+        _, second = it.servers
         asked = requests(40)
         work = asyncio.create_task(all_samples(fleet, asked))
         await until(lambda: len(second.answered) >= 1)

@@ -45,6 +45,12 @@ def step(client: RolloutClient, number: int) -> Batch:
     return client.batch(number)
 
 
+def go_on(client: RolloutClient, number: int) -> None:
+    """Step after step, from `number` on, until there is an error."""
+    for later in range(number, number + 1000):
+        step(client, later)
+
+
 def test_the_process_does_what_a_trainer_asks(
     setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,8 +106,7 @@ def test_when_the_process_is_killed_or_hangs_the_trainer_hears_of_it_and_can_go_
         with pytest.raises(
             RolloutFailed, match=r"ended with status -9; the last lines of .*rollout_process.log:\n"
         ) as told:
-            for number in range(2, 1000):  # however many it makes until it is killed
-                step(client, number)
+            go_on(client, 2)
         assert time.monotonic() - begin < 5
         assert "a print of C" in str(told.value)
         with pytest.raises(RolloutFailed, match="ended with status -9"):
