@@ -69,6 +69,19 @@ def tokenise(tokenizer: Tokenizer, conversations: Sequence[Conversation], how: A
     return documents
 
 
+def tokenise_prompts(tokenizer: Tokenizer, conversations: Sequence[Conversation]) -> list[npt.NDArray[np.int32]]:
+    """The tokens that a model is given to answer each conversation, the generation prompt at their end.
+
+    Raises UserError naming the row where the template fails or a message holds a control token as text.
+    """
+    for conversation in conversations:
+        _refuse_control_tokens(tokenizer, conversation)
+    texts = [
+        _render(tokenizer, conversation, len(conversation.messages), prompt=True)[0] for conversation in conversations
+    ]
+    return [encoded.ids_T for encoded in tokenizer.encode_batch(texts)]
+
+
 def trim_after_end(
     tokens_T: npt.NDArray[np.int32], mask_T: npt.NDArray[np.bool_], end_ids: frozenset[int]
 ) -> npt.NDArray[np.bool_]:
@@ -206,13 +219,19 @@ def _control_pattern(tokenizer: Tokenizer) -> re.Pattern[str]:
     return re.compile("|".join(re.escape(text) for text in sorted(texts, key=lambda text: (-len(text), text))))
 
 
+def control_token(tokenizer: Tokenizer, text: str) -> str | None:
+    """The first control token that the text spells; None where it spells none."""
+    found = _control_pattern(tokenizer).search(text)
+    return found[0] if found else None
+
+
 def _refuse_control_tokens(tokenizer: Tokenizer, conversation: Conversation) -> None:
     # Text that spells a control token becomes one: a turn would end, or another begin, in the middle of a proof.
     for number, message in enumerate(conversation.messages, start=1):
         for value in message.values():
-            found = _control_pattern(tokenizer).search(value) if isinstance(value, str) else None
+            found = control_token(tokenizer, value) if isinstance(value, str) else None
             if found:
                 raise UserError(
-                    f"{conversation.where}: message {number} holds the control token {found[0]!r} as text; "
+                    f"{conversation.where}: message {number} holds the control token {found!r} as text; "
                     "remove it from the row"
                 )

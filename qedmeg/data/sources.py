@@ -68,18 +68,18 @@ def read_conversation(row: Row, columns: Columns, source: str) -> Conversation:
     if columns.messages is not None or (columns.prompt is None and _has_messages(row.values)):
         column = columns.messages or "messages"
         at = f"{where}: column '{column}'"
-        return Conversation(_check_messages(_value(row, column, "messages", where), at), at)
+        return Conversation(_check_messages(column_value(row, column, "messages", where), at), at)
     prompt_column = columns.prompt or next((name for name in _PROMPT_NAMES if name in row.values), _PROMPT_NAMES[0])
     proof_column = columns.proof or "proof"
-    prompt = _text(_value(row, prompt_column, "prompt", where), f"{where}: column '{prompt_column}'")
-    proof = _text(_value(row, proof_column, "proof", where), f"{where}: column '{proof_column}'")
+    prompt = checked_text(column_value(row, prompt_column, "prompt", where), f"{where}: column '{prompt_column}'")
+    proof = checked_text(column_value(row, proof_column, "proof", where), f"{where}: column '{proof_column}'")
     reasoning_column = columns.reasoning_content or "reasoning_content"
     if columns.reasoning_content is not None:
-        reasoning = _value(row, reasoning_column, "reasoning_content", where)
+        reasoning = column_value(row, reasoning_column, "reasoning_content", where)
     else:
         reasoning = row.values.get(reasoning_column)
     if reasoning is not None and str(reasoning).strip():
-        thought = _text(reasoning, f"{where}: column '{reasoning_column}'")
+        thought = checked_text(reasoning, f"{where}: column '{reasoning_column}'")
         proof = f"<think>\n{thought}\n</think>\n\n{proof}"
     messages = ({"role": "user", "content": prompt}, {"role": "assistant", "content": proof})
     return Conversation(messages, f"{where}: column '{proof_column}'")
@@ -92,8 +92,11 @@ def _has_messages(values: Mapping[str, Any]) -> bool:
     )
 
 
-def _value(row: Row, column: str, role: str, where: str) -> Any:
-    """The value of a column; `a.b` is the field b of the object in column a."""
+def column_value(row: Row, column: str, role: str, where: str) -> Any:
+    """The value of a column; `a.b` is the field b of the object in column a.
+
+    Raises UserError naming the setting `data.columns.{role}` where there is none.
+    """
     value: Any = row.values
     for name in [column] if column in row.values else column.split("."):
         if not isinstance(value, Mapping) or name not in value:
@@ -106,7 +109,8 @@ def _value(row: Row, column: str, role: str, where: str) -> Any:
     return value
 
 
-def _text(value: Any, at: str) -> str:
+def checked_text(value: Any, at: str) -> str:
+    """The value, if it is text that is not blank and that a tokenizer can read. Raises UserError naming `at`."""
     if value is None or (isinstance(value, str) and not value.strip()):
         raise UserError(f"{at} is empty; remove the row or fill it")
     if not isinstance(value, str):
@@ -125,7 +129,7 @@ def _check_messages(messages: Any, at: str) -> tuple[dict[str, Any], ...]:
     for number, message in enumerate(messages, start=1):
         if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
             raise UserError(f"{at}: message {number}: expected {{role, content}}, found {_found(message)}")
-        _text(message["content"], f"{at}: message {number}: content")
+        checked_text(message["content"], f"{at}: message {number}: content")
         roles.append(message["role"])
     turns = roles[1:] if roles[0] == "system" else roles
     if not turns or len(turns) % 2 or turns != ["user", "assistant"] * (len(turns) // 2):

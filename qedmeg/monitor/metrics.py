@@ -2,24 +2,60 @@
 
 import json
 import os
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from qedmeg.grading.rubric import RUBRIC_POINTS
+from qedmeg.monitor.budget import in_order
 from qedmeg.monitor.progress import bar
 
 METRICS_FILE = "metrics.jsonl"
+TIME_PREFIX = "time/"
+"""Of the seconds that a part of a step took, as `TimeBudget` gives them."""
+
+Note = Callable[[Mapping[str, float]], str]
+"""What the progress line says of a training step's metrics."""
+
+
+def sft_note(metrics: Mapping[str, float]) -> str:
+    """`loss 1.2345  5,020 tokens/s`."""
+    return f"loss {metrics['loss']:.4f}  {metrics['tokens_per_second']:,.0f} tokens/s"
+
+
+def rl_note(metrics: Mapping[str, float]) -> str:
+    """`reward 0.43 (3.0 of 7)  lag 0.0  mismatch 2e-6  generate 1.1 s grade 0.2 s train 1.4 s idle 0.1 s`; what a step
+    lacks is left out."""
+    parts = []
+    if "reward" in metrics:
+        reward = metrics["reward"]
+        parts.append(f"reward {reward:.2f} ({reward * RUBRIC_POINTS:.1f} of {RUBRIC_POINTS})")
+    if metrics.get("grade_failures", 0) > 0:
+        parts.append(f"{metrics['grade_failures']:.0f} grades failed")
+    if "lag_mean" in metrics:
+        parts.append(f"lag {metrics['lag_mean']:.1f}")
+    if "mismatch" in metrics:
+        parts.append(f"mismatch {metrics['mismatch']:.0e}".replace("e-0", "e-").replace("e+00", ""))
+    phases = in_order(name.removeprefix(TIME_PREFIX) for name in metrics if name.startswith(TIME_PREFIX))
+    if phases:
+        parts.append(" ".join(f"{phase} {metrics[TIME_PREFIX + phase]:.1f} s" for phase in phases))
+    return "  ".join(parts)
 
 
 class MetricsLogger:
     """What NeMo-Aligner's trainers report to, on rank 0; on other ranks it keeps silent.
 
-    A run that goes on from step n forgets what was logged of step n and later by the attempt before.
+    A run that goes on from step n forgets what was logged of step n and later by the attempt before. `note` makes the
+    progress line of a step's training metrics.
     """
 
-    def __init__(self, run_dir: Path, label: str, first_step: int, total_steps: int, *, is_main: bool) -> None:
+    def __init__(
+        self, run_dir: Path, label: str, first_step: int, total_steps: int, *, is_main: bool, note: Note = sft_note
+    ) -> None:
         self.path = run_dir / METRICS_FILE
+        self.note = note
         self.is_main = is_main
         self.last: dict[str, float] = {}
         self._progress: AbstractContextManager | None = bar(label, total_steps, done=first_step, show=is_main)
@@ -36,12 +72,12 @@ class MetricsLogger:
 
     def log_metrics(self, metrics: dict[str, float], step: int, prefix: str = "") -> None:
         """Write the numbers of a step; `prefix` is 'train/' or 'val/'."""
+        if prefix == "train/" and {"tokens", "step_time"} <= metrics.keys():
+            metrics = {**metrics, "tokens_per_second": metrics["tokens"] / max(metrics["step_time"], 1e-9)}
         numbers = {f"{prefix}{name}": float(value) for name, value in metrics.items()}
         self.last |= numbers
         if prefix == "train/":
-            speed = metrics["tokens"] / max(metrics["step_time"], 1e-9)
-            numbers["train/tokens_per_second"] = speed
-            self._bar.advance(note=f"loss {metrics['loss']:.4f}  {speed:,.0f} tokens/s")
+            self._bar.advance(note=self.note(metrics))
         if not self.is_main:
             return
         self._file.write(json.dumps({"step": step, **numbers}) + "\n")

@@ -7,7 +7,18 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
+from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -46,6 +57,13 @@ class _LineBar(Bar):
             print(f"{self.label}: {self.done}/{self.total} {self.note} {left}", file=sys.stderr, flush=True)
 
 
+class _NoteColumn(ProgressColumn):
+    """The note in one line: where the terminal is narrow, it alone is cut."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["note"], no_wrap=True, overflow="ellipsis")
+
+
 class _RichBar(Bar):
     def __init__(self, label: str, total: int, done: int, progress: Progress) -> None:
         super().__init__(label, total, done)
@@ -66,13 +84,14 @@ def bar(label: str, total: int, *, done: int = 0, show: bool = True) -> Iterator
     elif not console.is_terminal:
         yield _LineBar(label, total, done)
     else:
+        fixed = Column(no_wrap=True)
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            BarColumn(bar_width=20, table_column=fixed),
+            MofNCompleteColumn(table_column=fixed),
+            _NoteColumn(),
+            TimeElapsedColumn(table_column=fixed),
+            TimeRemainingColumn(table_column=fixed),
         )
         with Progress(*columns, console=console) as progress:
             yield _RichBar(label, total, done, progress)

@@ -1,9 +1,9 @@
 """What is logged of a step on rollouts: pure functions from its batch and its loss to numbers by name."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from statistics import fmean, pstdev
 
-from qedmeg.grading.grade import Failed, Graded
+from qedmeg.grading.grade import Graded
 from qedmeg.rollout.sample import Batch
 from qedmeg.training.losses import LossSums
 
@@ -12,7 +12,7 @@ MOST_ITEMS = 100
 
 
 def batch_metrics(batch: Batch) -> dict[str, float]:
-    """Rewards, rubric items, lengths, lag and failures of a batch; with the counts and seconds that came with it."""
+    """Rewards, rubric items, lengths and lag of a batch, with the counts that came with it."""
     rollouts = [rollout for group in batch.groups for rollout in group.rollouts]
     rewards = [rollout.reward for rollout in rollouts if rollout.reward is not None]
     lengths = [len(rollout.sample.tokens_T) for rollout in rollouts]
@@ -30,9 +30,23 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
         "rollouts": float(len(rollouts)),
         "tokens": float(sum(lengths) + prompts),
     }
-    failures = Counter(rollout.grade.kind for rollout in rollouts if isinstance(rollout.grade, Failed))
-    metrics |= {f"failed/{kind}": float(count) for kind, count in failures.items()}
-    return metrics | _items(batch) | dict(batch.stats)
+    return metrics | _items(batch) | _counts(batch.stats)
+
+
+def _counts(stats: dict[str, float]) -> dict[str, float]:
+    """What the rollout process counted since the step before, its seconds left out."""
+    counts = {name: value for name, value in stats.items() if not name.startswith(("seconds_", "lag_"))}
+    tokens = counts.pop("grader_prompt_tokens", 0.0) + counts.pop("grader_completion_tokens", 0.0)
+    return counts | {"grader_tokens": tokens}
+
+
+def waiting(batch: Batch) -> dict[str, float]:
+    """The seconds of the trainer's wait for a batch by what went on: generating, and grading when that was done."""
+    stats = batch.stats
+    return {
+        "generate": stats.get("seconds_generate", 0.0),
+        "grade": stats.get("seconds_grade", 0.0) + stats.get("seconds_paused", 0.0),
+    }
 
 
 def _items(batch: Batch) -> dict[str, float]:
@@ -58,15 +72,3 @@ def loss_metrics(sums: LossSums, optimizer_steps: int) -> dict[str, float]:
         "mismatch_max": float(sums.mismatch_max),
         **{name: float(getattr(sums, name)) / tokens for name in (*shares, *means)},
     }
-
-
-def progress_note(metrics: dict[str, float], of: int = 7) -> str:
-    """A step in a line: reward, lag, mismatch and where the time went."""
-    reward = metrics["reward"]
-    times = "  ".join(
-        f"{name.removeprefix('time/')} {seconds:.1f}" for name, seconds in metrics.items() if name.startswith("time/")
-    )
-    return (
-        f"reward {reward:.3f} ({reward * of:.2f} of {of})  lag {metrics['lag_mean']:.1f}  "
-        f"mismatch {metrics['mismatch']:.0e}  {times} s"
-    )

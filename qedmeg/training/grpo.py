@@ -17,8 +17,8 @@ from qedmeg.data.loader import Placement
 from qedmeg.data.prompts import PromptSet, load_prompts
 from qedmeg.errors import EXIT_REQUEUE, UserError
 from qedmeg.monitor.budget import TimeBudget
-from qedmeg.monitor.metrics import MetricsLogger
-from qedmeg.monitor.rollout_metrics import batch_metrics, loss_metrics, progress_note
+from qedmeg.monitor.metrics import TIME_PREFIX, MetricsLogger, rl_note
+from qedmeg.monitor.rollout_metrics import batch_metrics, loss_metrics, waiting
 from qedmeg.rollout.sample import Batch, Group
 from qedmeg.settings import save_config
 from qedmeg.training import checkpoint
@@ -59,20 +59,21 @@ def train(config: GRPOConfig) -> int:
         save_config(config, config.run_dir / "config.yaml")
         _announce(config, start, prompts, first_step)
     checkpointer = checkpoint.Checkpointer(config.run_dir, config.checkpoint, start.hf_files, state)
-    logger = MetricsLogger(config.run_dir, "GRPO", first_step, config.max_steps, is_main=is_main)
-    budget = TimeBudget()
+    logger = MetricsLogger(config.run_dir, "GRPO", first_step, config.max_steps, is_main=is_main, note=rl_note)
     with RolloutSource(config, start.hf_files, state.policy, prompts) as rollouts:
         rollouts.publish(first_step)
+        budget = TimeBudget()
         for step in range(first_step, config.max_steps):
-            budget.start()
-            with budget("generate"):
+            with budget("waited"):
                 batch = rollouts.batch(step)
-            metrics = trainer.step(batch, budget)
+            budget.divide("waited", waiting(batch))
+            metrics = batch_metrics(batch) | trainer.step(batch, budget)
             with budget("transfer"):
                 metrics |= rollouts.publish(step + 1)
-            seconds = budget.stop({"grade": ("generate", batch.stats.get("seconds_grade", 0.0))})
-            metrics |= batch_metrics(batch) | seconds
-            logger.log_metrics(metrics, step, "train/", note=progress_note(metrics))
+            seconds = budget.restart()
+            metrics |= {"step_time": sum(seconds.values())}
+            metrics |= {f"{TIME_PREFIX}{name}": value for name, value in seconds.items()}
+            logger.log_metrics(metrics, step, "train/")
             checkpointer.poll()
             last = step + 1 == config.max_steps or stop.asked()
             if last or (step + 1) % config.checkpoint.save_every == 0:

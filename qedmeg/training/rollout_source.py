@@ -3,10 +3,10 @@
 Also the way back: the trainer's weights to the engines, and the gate that holds both to the same numbers.
 """
 
-import time
+import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as NotYetError
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,9 +22,10 @@ from qedmeg.data.loader import Placement
 from qedmeg.data.packing import PackedBatch, make_batch, padded_length
 from qedmeg.data.prompts import PromptSet
 from qedmeg.parallel import from_last_stage
-from qedmeg.rollout.client import RolloutClient
+from qedmeg.rollout import gate
+from qedmeg.rollout.client import RolloutClient, WeightsNeeded
 from qedmeg.rollout.sample import Batch
-from qedmeg.rollout.weight_transfer import WeightSender, check_gate
+from qedmeg.rollout.weight_transfer import TransferReport, WeightSender
 from qedmeg.training.policy import Policy, placement
 from qedmeg.training.rollout_step import token_logprobs
 
@@ -45,8 +46,7 @@ class RolloutSource:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
         self._client: RolloutClient | None = None
         self._gated: set[str] = set()
-        if dist.get_rank() == 0:
-            self._client = RolloutClient(config, config.run_dir, hf_files)
+        self._from_rank_0(partial(self._start, hf_files))
 
     def __enter__(self) -> "RolloutSource":
         return self
@@ -55,11 +55,22 @@ class RolloutSource:
         self._thread.shutdown(wait=False, cancel_futures=True)
         if self._client is not None:
             self._client.close()
+        self.sender.close()
+
+    def _start(self, hf_files: Path) -> None:
+        self._client = RolloutClient(self.config, self.config.run_dir, hf_files)
+
+    def _asked(self) -> RolloutClient:
+        assert self._client is not None  # on rank 0
+        return self._client
 
     def batch(self, step: int) -> Batch:
         """The graded groups that `step` trains on, the same on every rank."""
-        batch: Batch = self._from_rank_0(lambda client: client.batch(step))
-        return batch
+        while True:
+            try:
+                return self._from_rank_0(lambda: self._asked().batch(step))
+            except WeightsNeeded:  # every engine was started anew
+                self.publish(step)
 
     def publish(self, version: int) -> dict[str, float]:
         """Send the weights to all engines that answer, and let them generate with them; what to log.
@@ -67,57 +78,60 @@ class RolloutSource:
         Now and then, and at the first transfer to an engine, its log-probabilities are held against the trainer's.
 
         Raises:
-            GateFailedError: they differ by more than the tolerance.
+            GateFailed: they differ by more than the tolerance.
         """
-        started = time.monotonic()
-        client = self._client
-        engines = [] if client is None else client.engines()
-        if client is not None:
-            client.pause()
+        engines = self._client.engines() if self._client is not None else []
+        if self._client is not None:
+            self._client.pause()
         report = self.sender.send(version, engines)
-        if client is not None:
-            client.resume(version)
-        metrics = {"transfer_bytes": float(report.bytes), "time/send": time.monotonic() - started}
-        names = self._from_rank_0(lambda _: [engine.name for engine in engines if engine.name not in report.lost])
+        if self._client is not None:
+            self._client.resume(version)
+        self._tell(report)
         due = version % self.config.rollout.gate_every == 0
-        to_gate = [name for name in names if due or name not in self._gated]
-        if to_gate:
-            metrics["gate"] = self._gate(to_gate, version)
-        return metrics
+        self._gated -= report.lost.keys()
+        to_gate = [name for name in report.received if due or name not in self._gated]
+        metrics = {"transfer_bytes": float(report.bytes), "engines": float(len(report.received))}
+        return metrics | ({"gate": self._gate(to_gate, version)} if to_gate else {})
+
+    def _tell(self, report: TransferReport) -> None:
+        if dist.get_rank() == 0:
+            for name, reason in report.lost.items():
+                print(
+                    f"engine {name} has not got weight version {report.version}: {reason}", file=sys.stderr, flush=True
+                )
 
     def _gate(self, engines: Sequence[str], version: int) -> float:
-        prompts = [
-            self.prompts[index].tokens_P for index in range(min(self.config.rollout.gate_prompts, len(self.prompts)))
-        ]
+        """The greatest difference of the gate's log-probabilities in these engines."""
+        count = min(self.config.rollout.gate_prompts, len(self.prompts))
+        prompts = [self.prompts[index].tokens_P for index in range(count)]
         ours = document_logprobs(self.policy, prompts)
         tolerance = self.config.rollout.gate_tolerance or GATE_TOLERANCES[self.policy.config.params_dtype]
 
-        def compare(client: RolloutClient) -> float:
-            return max(
-                check_gate(name, version, ours, client.prompt_logprobs(name, prompts), tolerance) for name in engines
-            )
+        def compare() -> float:
+            told = ((name, self._asked().prompt_logprobs(name, prompts)) for name in engines)
+            return max(gate.check(name, version, ours, theirs, tolerance).greatest for name, theirs in told)
 
-        greatest: float = self._from_rank_0(compare)
+        greatest = self._from_rank_0(compare)
         self._gated |= set(engines)
         return greatest
 
-    def _from_rank_0(self, ask: Callable[[RolloutClient], T]) -> T:
-        """What `ask` gives on rank 0, on every rank; however long it takes."""
-        client = self._client
-        future: Future[T] | None = self._thread.submit(ask, client) if client is not None else None
+    def _from_rank_0(self, ask: Callable[[], T]) -> T:
+        """What `ask` gives or raises on rank 0, where alone it is called, on every rank; however long it takes."""
+        future: Future[T] | None = self._thread.submit(ask) if dist.get_rank() == 0 else None
         while True:
-            answer: list[T | None] = [None]
+            answer: list[tuple[T | None, Exception | None]] = [(None, None)]
             done = torch.zeros(1, dtype=torch.int, device=device.current())
-            if future is not None:
-                try:
-                    answer = [future.result(HEARTBEAT_SECONDS)]
-                    done += 1
-                except NotYetError:
-                    pass
+            if future is not None and wait([future], HEARTBEAT_SECONDS).done:
+                done += 1
+                error = future.exception()
+                answer = [(None, error) if isinstance(error, Exception) else (future.result(), None)]
             dist.broadcast(done, 0)
             if done:
                 dist.broadcast_object_list(answer, 0)
-                return answer[0]  # type: ignore[return-value]
+                result, failure = answer[0]
+                if failure is not None:
+                    raise failure
+                return result  # type: ignore[return-value]
 
 
 def document_logprobs(policy: Policy, documents: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from qedmeg.monitor.metrics import METRICS_FILE, MetricsLogger, read_metrics
+from qedmeg.monitor import progress
+from qedmeg.monitor.metrics import METRICS_FILE, MetricsLogger, read_metrics, rl_note
 
 
 def _log(run_dir, first, last):
@@ -28,3 +29,52 @@ def test_other_ranks_write_nothing(tmp_path):
     logger.log_metrics({"loss": 1.0, "tokens": 1.0, "step_time": 1.0}, 0, "train/")
     logger.finalize()
     assert not (tmp_path / "run").exists()
+
+
+def test_the_line_of_fine_tuning(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    _log(tmp_path, 8, 10)
+    assert [line.rsplit(" ", 3)[0] for line in capsys.readouterr().err.splitlines()] == [
+        "SFT: 9/10 loss 8.0000  200 tokens/s",
+        "SFT: 10/10 loss 9.0000  200 tokens/s",
+    ]
+
+
+RL_STEP = {
+    "reward": 0.43,
+    "lag_mean": 0.0,
+    "mismatch": 2.1e-6,
+    "grade_failures": 0.0,
+    "time/idle": 0.1,
+    "time/train": 1.4,
+    "time/generate": 1.1,
+    "time/grade": 0.2,
+    "time/transfer": 0.06,
+}
+
+
+def test_the_line_of_reinforcement_learning(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    logger = MetricsLogger(tmp_path, "GRPO", 0, 150, is_main=True, note=rl_note)
+    logger.log_metrics(RL_STEP, 0, "train/")
+    logger.finalize()
+    assert capsys.readouterr().err.startswith(
+        "GRPO: 1/150 reward 0.43 (3.0 of 7)  lag 0.0  mismatch 2e-6  "
+        "generate 1.1 s grade 0.2 s train 1.4 s transfer 0.1 s idle 0.1 s "
+    )
+    assert read_metrics(tmp_path)[0]["train/time/grade"] == 0.2
+
+
+@pytest.mark.parametrize(
+    ("metrics", "note"),
+    [
+        ({}, ""),
+        ({"reward": 1.0, "grade_failures": 3.0}, "reward 1.00 (7.0 of 7)  3 grades failed"),
+        ({"mismatch": 0.0}, "mismatch 0"),
+        ({"mismatch": 1.25}, "mismatch 1"),
+        ({"mismatch": 2e-13}, "mismatch 2e-13"),
+        ({"time/idle": 1.0, "time/score": 2.0, "time/train": 3.0}, "train 3.0 s score 2.0 s idle 1.0 s"),
+    ],
+)
+def test_what_a_step_lacks_is_left_out(metrics, note):
+    assert rl_note(metrics) == note

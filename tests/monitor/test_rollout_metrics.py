@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from qedmeg.grading.grade import Failed, Graded, ItemGrade
-from qedmeg.monitor.rollout_metrics import batch_metrics, loss_metrics, progress_note
+from qedmeg.monitor.rollout_metrics import batch_metrics, loss_metrics, waiting
 from qedmeg.rollout.sample import Batch, Group, Rollout, Sample
 from qedmeg.training.losses import LossSums
 
@@ -26,7 +26,15 @@ BATCH = Batch(
         Group(0, "parity.a3", (_rollout(7.0, 10, 5), _rollout(0.0, 20, 4, "length"))),
         Group(1, "parity.a4", (_rollout(3.0, 30, 5), _rollout(None, 40, 3))),
     ),
-    {"dropped_too_old": 2.0},
+    {
+        "seconds_generate": 1.5,
+        "seconds_grade": 0.5,
+        "seconds_paused": 0.25,
+        "groups_dropped/too old": 2.0,
+        "grader_prompt_tokens": 30.0,
+        "grader_completion_tokens": 12.0,
+        "lag_mean": 9.0,
+    },
 )
 
 
@@ -38,11 +46,16 @@ def test_rewards_are_of_graded_rollouts_alone():
     assert metrics["truncated"] == 0.25
     assert metrics["lag_mean"] == pytest.approx((0 + 1 + 0 + 2) / 4)
     assert metrics["lag_max"] == 2
-    assert metrics["failed/timeout"] == 1
-    assert metrics["dropped_too_old"] == 2
+    assert metrics["groups_dropped/too old"] == 2
+    assert metrics["grader_tokens"] == 42
     assert metrics["item/parity / case"] == pytest.approx((1 + 0 + 1) / 3)
     assert metrics["item/parity / end"] == pytest.approx(1 / 3)
     assert metrics["tokens"] == 100 + 4 * 3
+    assert not [name for name in metrics if "seconds" in name]
+
+
+def test_a_wait_is_for_generating_or_for_grading():
+    assert waiting(BATCH) == {"generate": 1.5, "grade": 0.75}
 
 
 def test_sums_become_means_over_tokens():
@@ -54,8 +67,3 @@ def test_sums_become_means_over_tokens():
     assert metrics["entropy"] == 0.5
     assert metrics["mismatch"] == 0.6
     assert metrics["mismatch_max"] == 0.25
-
-
-def test_the_progress_line_names_reward_and_times():
-    note = progress_note({"reward": 0.5, "lag_mean": 0.0, "mismatch": 2e-6, "time/generate": 1.12, "time/idle": 0.01})
-    assert note == "reward 0.500 (3.50 of 7)  lag 0.0  mismatch 2e-06  generate 1.1  idle 0.0 s"

@@ -262,7 +262,7 @@ def test_impossible_tokens_of_the_engine():
     logprobs_T = torch.tensor([-1.0], requires_grad=True)
     old_T = torch.tensor([-math.inf])
     loss, sums = policy_loss(
-        LossConfig(),
+        LossConfig(ratio_against="engine", correction="none"),
         logprobs_T=logprobs_T,
         old_logprobs_T=old_T,
         engine_logprobs_T=old_T,
