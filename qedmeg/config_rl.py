@@ -215,18 +215,18 @@ class RolloutConfig(Settings):
         return self
 
 
-class GRPOConfig(Settings):
-    """Reinforcement learning on rubric grades with group-relative advantages."""
+class RLConfig(Settings):
+    """What all recipes of reinforcement learning on rubric grades have in common."""
 
     run_dir: Path
     """Folder of the run: checkpoints, rollouts, logs, TensorBoard. A run that is started again in it goes on."""
     model: ModelConfig
     reference: Path | None = None
-    """Hugging Face folder of the frozen reference for loss.kl_coef. None: the weights that the run starts from."""
+    """Hugging Face folder of the frozen reference that a KL penalty is against. None: the weights that the run starts
+    from."""
     data: ProblemConfig
     rollout: RolloutConfig = RolloutConfig()
     grader: GraderConfig = GraderConfig()
-    advantage: AdvantageConfig = AdvantageConfig()
     loss: LossConfig = LossConfig()
     parallel: ParallelConfig = ParallelConfig()
     compute: ComputeConfig = ComputeConfig()
@@ -235,19 +235,75 @@ class GRPOConfig(Settings):
     max_steps: int = Field(default=150, ge=1)
     """Steps: batches of prompts_per_step groups."""
     minibatches: int = Field(default=1, ge=1)
-    """Optimizer steps that a batch is cut into, by groups."""
+    """Optimizer steps that a batch is cut into."""
     seed: int = Field(default=1234, ge=0)
     """Seed of the model's random states."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _batch_is_large_enough(self) -> Self:
         if self.minibatches > self.data.prompts_per_step:
             raise ValueError(
                 f"minibatches {self.minibatches} is greater than data.prompts_per_step {self.data.prompts_per_step}"
             )
+        return self
+
+
+class GRPOConfig(RLConfig):
+    """Reinforcement learning on rubric grades with group-relative advantages."""
+
+    advantage: AdvantageConfig = AdvantageConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
         if self.advantage.overlong_penalty > 0 and self.advantage.overlong_buffer > self.rollout.max_tokens:
             raise ValueError(
                 f"advantage.overlong_buffer {self.advantage.overlong_buffer} is greater than rollout.max_tokens "
                 f"{self.rollout.max_tokens}"
             )
+        return self
+
+
+class CriticConfig(Settings):
+    """The critic of PPO: a model like the policy, begun from its weights, that predicts the return at each token."""
+
+    discount: float = Field(default=1.0, gt=0, le=1)
+    """What a reward one token later counts for."""
+    gae_lambda: float = Field(default=1.0, ge=0, le=1)
+    """GAE: how far an advantage looks before it trusts the critic. 1: to the end of the answer; 0: one token."""
+    value_clip: float | None = Field(default=0.2, gt=0)
+    """How far a value may move from the one that the batch was rated with before moving on earns nothing; rewards lie
+    between 0 and 1. None: as far as it likes."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps, the first of max_steps, in which the critic alone learns."""
+    optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, schedule="constant")
+
+
+class PPOConfig(RLConfig):
+    """Reinforcement learning on rubric grades with NeMo-Aligner's trainers: PPO with a critic, or REINFORCE."""
+
+    algorithm: Literal["ppo", "reinforce"] = "ppo"
+    """`ppo`: advantages of each token by GAE, from a critic. `reinforce`: a rollout's reward minus the mean reward of
+    the others of its prompt (RLOO); no critic."""
+    kl_penalty: float = Field(default=0.0, ge=0)
+    """Times the log-ratio of policy to frozen reference, taken off the reward: of each token in PPO, the mean over a
+    rollout's tokens in REINFORCE. 0: no reference is needed."""
+    normalise_advantages: bool = True
+    """PPO: advantages get mean 0 and standard deviation 1 over the tokens of a batch."""
+    critic: CriticConfig = CriticConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.loss.kl_coef > 0:
+            raise ValueError("loss.kl_coef: the penalty is in the reward here; set kl_penalty, and loss.kl_coef to 0")
+        if self.critic.warmup_steps >= self.max_steps:
+            raise ValueError(
+                f"critic.warmup_steps {self.critic.warmup_steps} leaves the policy none of max_steps {self.max_steps}"
+            )
+        if self.critic.optimizer.min_lr > self.critic.optimizer.lr:
+            raise ValueError(
+                f"critic.optimizer.min_lr {self.critic.optimizer.min_lr} is greater than critic.optimizer.lr of "
+                f"{self.critic.optimizer.lr}"
+            )
+        if self.algorithm == "reinforce" and self.critic != CriticConfig():
+            raise ValueError("critic: algorithm reinforce has none; leave the section out, or set algorithm to ppo")
         return self

@@ -62,14 +62,10 @@ def load_prompts(config: ProblemConfig, tokenizer: Tokenizer, limit: int) -> Pro
         raise UserError(f"data.prompt: {config.prompt!r} holds the control token {control!r} as text; remove it")
     problems: list[Problem | ProofProblem] = []
     conversations: list[Conversation] = []
-    for source in open_sources(
-        config.train, split=config.split, hub_config=config.hub_config, revision=config.revision
-    ):
-        for row in source.rows():
-            problem, where = _read_problem(row, config.columns, source.name)
-            message = {"role": "user", "content": config.prompt.format(problem=problem.statement)}
-            problems.append(problem)
-            conversations.append(Conversation((message,), where))
+    for problem, where in read_problems(config):
+        message = {"role": "user", "content": config.prompt.format(problem=problem.statement)}
+        problems.append(problem)
+        conversations.append(Conversation((message,), where))
     if not problems:
         raise UserError(f"{config.train}: no rows: data.train must hold at least one problem")
     _refuse_different_problems_of_one_id(problems, conversations)
@@ -80,6 +76,15 @@ def load_prompts(config: ProblemConfig, tokenizer: Tokenizer, limit: int) -> Pro
         _refuse_opened_thought(prompts_P[0], tokenizer)
     prompts = tuple(Prompt(problem, tokens_P) for problem, tokens_P in zip(problems, prompts_P, strict=True))
     return PromptSet(prompts, _fingerprint(prompts))
+
+
+def read_problems(config: ProblemConfig) -> Iterator[tuple[Problem | ProofProblem, str]]:
+    """The problem in each row, and where its statement stands. Raises UserError as `load_prompts` does for a row."""
+    for source in open_sources(
+        config.train, split=config.split, hub_config=config.hub_config, revision=config.revision
+    ):
+        for row in source.rows():
+            yield _read_problem(row, config.columns, source.name)
 
 
 def _read_problem(row: Row, columns: ProblemColumns, source: str) -> tuple[Problem | ProofProblem, str]:

@@ -14,6 +14,7 @@ from megatron.core.tensor_parallel.layers import (
     VocabParallelEmbedding,
     set_tensor_model_parallel_attributes,
 )
+from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from qedmeg import device
@@ -87,6 +88,44 @@ class LanguageModel(GPTModel):
             *arguments, temperature=self.logprob_head.temperature, entropy=self.logprob_head.entropy
         )
         return torch.stack([logprobs_T] if entropy_T is None else [logprobs_T, entropy_T])
+
+
+class ValueModel(LanguageModel):
+    """The same layers under a value head: hidden size to one number, in place of the output layer. Zero at first.
+
+    Every TP rank holds the whole head.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs | {"share_embeddings_and_output_weights": False})
+        if not self.post_process:
+            return
+        del self.output_layer
+        config = self.config
+        here = None if config.use_cpu_initialization else device.current()
+        self.value_head = torch.nn.Linear(config.hidden_size, 1, device=here, dtype=config.params_dtype)
+        for parameter in self.value_head.parameters():
+            torch.nn.init.zeros_(parameter)
+            # Under sequence parallelism each rank sees a part of the tokens: Megatron sums the gradients over TP.
+            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def _postprocess(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """Hidden states on inner stages; on the last one values [T], fp32, equal on all TP ranks."""
+        if not self.post_process:
+            return hidden_states
+        head = self.value_head
+        values_T1 = F.linear(hidden_states.float(), head.weight.float(), head.bias.float()).reshape(-1, 1)
+        if self.config.sequence_parallel:
+            # What follows is the same on all TP ranks: each takes its own part of the gradient, and nothing is summed.
+            values_T1 = mappings.gather_from_sequence_parallel_region(
+                values_T1, tensor_parallel_output_grad=False, group=self.pg_collection.tp
+            )
+        return values_T1.squeeze(1)
+
+    def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Megatron's for any module: that of its language models looks for an output layer."""
+        state: dict[str, Any] = MegatronModule.sharded_state_dict(self, *args, **kwargs)
+        return state
 
 
 def check(compute: Compute) -> None:
@@ -192,14 +231,16 @@ def _layout(layers: int, parallelism: Parallelism) -> list[list[str]]:
     return [["embedding", *stages[0]], *stages[1:-1], [*stages[-1], "loss"]]
 
 
-def build_model(model: Architecture, parallelism: Parallelism, compute: Compute) -> list[LanguageModel]:
+def build_model(
+    model: Architecture, parallelism: Parallelism, compute: Compute, kind: type[LanguageModel] = LanguageModel
+) -> list[LanguageModel]:
     """This rank's model chunks (one, or VPP of them), with weights not yet filled in."""
     config = transformer_config(model, parallelism, compute)
     chunks = []
     for chunk in range(parallelism.vpp):
         stage = chunk if parallelism.vpp > 1 else None
         chunks.append(
-            LanguageModel(
+            kind(
                 config=config,
                 transformer_layer_spec=block_spec(config, compute.transformer_engine, stage),
                 vocab_size=model.padded_vocabulary(parallelism.tp),

@@ -156,6 +156,21 @@ def read_chunk(
     return checked_cast(rows, dtype, f"{reader.tensors[tensor.sources[0].name].path}: tensor {names}")
 
 
+def place_chunk(
+    chunk: torch.Tensor, tensor: GlobalTensor, start: tuple[int, ...], sources: dict[str, torch.Tensor]
+) -> None:
+    """Copy the chunk `[start : start + chunk.shape]` of a Megatron tensor to where it belongs in its Hugging Face
+    tensors, given by name: the inverse of `read_chunk`. Padding of the vocabulary goes nowhere."""
+    if chunk.ndim > 1 and chunk.shape[1] < tensor.shape[1]:
+        (source,) = tensor.sources  # what TP cuts by columns is made of one tensor
+        (row, column), (rows, columns) = start, chunk.shape
+        sources[source.name][row : row + rows, column : column + columns].copy_(chunk)
+        return
+    for piece in pieces(tensor, start[0], start[0] + chunk.shape[0]):
+        part = chunk[piece.target : piece.target + piece.count]
+        sources[piece.source.name][piece.start : piece.start + piece.count].copy_(part)
+
+
 def check_sources(model: Architecture, tensors: dict[str, TensorInfo], folder: Path) -> None:
     """Refuse a folder whose tensors are not the architecture's.
 

@@ -27,6 +27,7 @@ from megatron.core.dist_checkpointing.dict_utils import nested_items_iter
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 from qedmeg.config import CheckpointConfig
@@ -42,14 +43,26 @@ WRITE_SECONDS = 3600.0
 _STEP_FOLDER = re.compile(r"step_(\d{8})")
 
 
+CRITIC = "critic."
+"""Before the keys of a critic's tensors: those of the policy's weights are the same as in any checkpoint."""
+
+
 @dataclass
-class TrainingState:
-    """Everything that a checkpoint holds: the policy, its optimizer, and where the run stands."""
+class TrainedModel:
+    """A model with its optimizer and schedule."""
 
     policy: Policy
     optimizer: Optimizer
     scheduler: Any
+
+
+@dataclass
+class TrainingState(TrainedModel):
+    """Everything that a checkpoint holds: what is trained, and where the run stands."""
+
     loader: Any
+    critic: TrainedModel | None = None
+    """The second model of a run that trains one."""
 
 
 def latest(run_dir: Path) -> tuple[int, Path] | None:
@@ -187,14 +200,13 @@ def load(folder: Path, state: TrainingState) -> int:
     Random states are taken over at the same topology only.
     """
     loaded = dist_checkpointing.load(_state_dict(state, 0, loading=True, folder=folder), str(folder))
-    _take_over_weights(state.policy, loaded)
-    step = int(loaded["step"])
-    state.optimizer.load_state_dict(loaded["optimizer"], step)
-    state.scheduler.load_state_dict(loaded["scheduler"])
+    _take_over(state, loaded)
+    if state.critic is not None:
+        _take_over(state.critic, loaded["critic"])
     state.loader.load_state_dict(loaded["loader"])
     if "random" in loaded:
         _set_random_state(loaded["random"])
-    return step
+    return int(loaded["step"])
 
 
 def require_same(found: checkpoint_folder.Checkpoint, model: Architecture, dtype: torch.dtype) -> None:
@@ -218,30 +230,41 @@ def _content_metadata() -> dict[str, Any]:
     return {name: value for name, value in checkpoint_metadata().items() if name != "dp_cp_group"}
 
 
-def _model_state(policy: Policy) -> dict[str, Any]:
-    """Megatron's sharded state of each model chunk, without the empty `_extra_state` objects."""
+def _model_state(policy: Policy, prefix: str) -> dict[str, Any]:
+    """Megatron's sharded state of each model chunk, without the empty `_extra_state` objects. `prefix` goes before the
+    keys in the checkpoint."""
     states = {}
     for number, chunk in enumerate(policy.chunks):
         state = chunk.sharded_state_dict(metadata=checkpoint_metadata())
         for owner, name, value in list(nested_items_iter(state)):
             if isinstance(value, ShardedObject) and value.data is None:
                 del owner[name]
+        add_prefix_for_sharding(state, prefix)
         states[f"model{number}"] = state
     return states
 
 
-def _state_dict(state: TrainingState, step: int, loading: bool, folder: Path | None = None) -> dict[str, Any]:
-    model = _model_state(state.policy)
+def _trained_state(trained: TrainedModel, loading: bool, prefix: str = "") -> dict[str, Any]:
+    model = _model_state(trained.policy, prefix)
     # keys of several chunks do not collide: the optimizer finds each parameter by identity
     merged = {f"{chunk}.{name}": value for chunk, values in model.items() for name, value in values.items()}
-    result = {
+    return {
         **model,
-        "optimizer": state.optimizer.sharded_state_dict(merged, checkpoint_metadata(), loading),
-        "scheduler": state.scheduler.state_dict(),
+        "optimizer": trained.optimizer.sharded_state_dict(merged, checkpoint_metadata(), loading),
+        "updates": trained.optimizer.updates,
+        "scheduler": trained.scheduler.state_dict(),
+    }
+
+
+def _state_dict(state: TrainingState, step: int, loading: bool, folder: Path | None = None) -> dict[str, Any]:
+    result = {
+        **_trained_state(state, loading),
         "loader": state.loader.state_dict(),
         "step": step,
         "topology": _topology(state.policy),
     }
+    if state.critic is not None:
+        result["critic"] = _trained_state(state.critic, loading, CRITIC)
     if folder is None or dist_checkpointing.load_common_state_dict(str(folder))["topology"] == result["topology"]:
         rank, size = dist.get_rank(), dist.get_world_size()
         result["random"] = ShardedObject("random", _random_state(), (size,), (rank,), replica_id=0)
@@ -258,12 +281,14 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def _take_over_weights(policy: Policy, loaded: dict[str, Any]) -> None:
-    for number, chunk in enumerate(policy.chunks):
+def _take_over(trained: TrainedModel, loaded: dict[str, Any]) -> None:
+    for number, chunk in enumerate(trained.policy.chunks):
         missing, unexpected = chunk.load_state_dict(loaded[f"model{number}"], strict=False)
         missing = [name for name in missing if not name.endswith("_extra_state")]
         if missing or unexpected:
             raise RuntimeError(f"checkpoint and model disagree: missing {missing}, unexpected {unexpected}")
+    trained.optimizer.load_state_dict(loaded["optimizer"], loaded["updates"])
+    trained.scheduler.load_state_dict(loaded["scheduler"])
 
 
 def _random_state() -> dict[str, Any]:

@@ -4,6 +4,7 @@ NeMo-Aligner has no GRPO: this trainer is the project's own, over the same polic
 are after k steps; step k trains on rollouts that are at most `rollout.max_lag` versions older than k.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ import torch.distributed as dist
 
 from qedmeg import parallel
 from qedmeg.config import ModelConfig
-from qedmeg.config_rl import GRPOConfig
+from qedmeg.config_rl import GRPOConfig, RLConfig
 from qedmeg.data.loader import Placement
 from qedmeg.data.prompts import PromptSet, load_prompts
 from qedmeg.errors import EXIT_REQUEUE, UserError
@@ -22,11 +23,12 @@ from qedmeg.monitor.rollout_metrics import batch_metrics, loss_metrics, waiting
 from qedmeg.rollout.sample import Batch, Group
 from qedmeg.settings import save_config
 from qedmeg.training import checkpoint
+from qedmeg.training.logprobs import token_logprobs
 from qedmeg.training.losses import LossSums
 from qedmeg.training.policy import Policy, placement
 from qedmeg.training.rollout_batch import PackedRollouts, minibatches, pack_rollouts, train_on
 from qedmeg.training.rollout_source import RolloutSource
-from qedmeg.training.rollout_step import Baselines, rollout_gradients, token_logprobs
+from qedmeg.training.rollout_step import Baselines, rollout_gradients
 from qedmeg.training.start import Start, StopRequest, load_weights, read_start
 
 
@@ -50,14 +52,14 @@ def train(config: GRPOConfig) -> int:
     first_step = start.load(config, state)
     if first_step >= config.max_steps:
         return 0
-    reference = _frozen_reference(config, start) if config.loss.kl_coef else None
+    reference = frozen_reference(config, start) if config.loss.kl_coef else None
     trainer = Trainer(config, state, reference, tokenizer.pad_id, placement(start.parallelism))
 
     is_main = dist.get_rank() == 0
     if is_main:
         config.run_dir.mkdir(parents=True, exist_ok=True)
         save_config(config, config.run_dir / "config.yaml")
-        _announce(config, start, prompts, first_step)
+        announce("GRPO", config, start, prompts, first_step)
     checkpointer = checkpoint.Checkpointer(config.run_dir, config.checkpoint, start.hf_files, state)
     logger = MetricsLogger(config.run_dir, "GRPO", first_step, config.max_steps, is_main=is_main, note=rl_note)
     with RolloutSource(config, start.hf_files, state.policy, prompts) as rollouts:
@@ -106,7 +108,7 @@ class Trainer:
         metrics = loss_metrics(sum(updates[1:], updates[0]), len(updates))
         return metrics | {"grad_norm": optimizer.grad_norm, "lr": float(optimizer.param_groups[0]["lr"])}
 
-    def _pack(self, groups: tuple[Group, ...]) -> tuple[PackedRollouts, ...]:
+    def _pack(self, groups: Sequence[Group]) -> tuple[PackedRollouts, ...]:
         config = self.config
         other_terms = config.loss.kl_coef > 0 or config.loss.entropy_coef > 0
         trained = train_on(groups, config.rollout.max_tokens, config.advantage, keep_zero=other_terms)
@@ -164,7 +166,7 @@ class PromptOrder:
             )
 
 
-def longest_prompt(config: GRPOConfig, start: Start) -> int:
+def longest_prompt(config: RLConfig, start: Start) -> int:
     """Tokens that a prompt may have beside `max_tokens` of an answer.
 
     Raises:
@@ -181,7 +183,7 @@ def longest_prompt(config: GRPOConfig, start: Start) -> int:
     return context - config.rollout.max_tokens
 
 
-def _frozen_reference(config: GRPOConfig, start: Start) -> Policy:
+def frozen_reference(config: RLConfig, start: Start) -> Policy:
     """The model that the run starts from, or the one that the settings name, without gradients."""
     source = ModelConfig(hf=config.reference) if config.reference else config.model
     policy = Policy(start.model, start.parallelism, start.compute, config.data.prompts_per_step, frozen=True)
@@ -189,11 +191,12 @@ def _frozen_reference(config: GRPOConfig, start: Start) -> Policy:
     return policy
 
 
-def _announce(config: GRPOConfig, start: Start, prompts: PromptSet, first: int) -> None:
+def announce(label: str, config: RLConfig, start: Start, prompts: PromptSet, first: int) -> None:
+    """Print what the run is, with the numbers that follow from its settings."""
     data, rollout = config.data, config.rollout
     sizes = ", ".join(f"{name} {value}" for name, value in config.parallel.model_dump().items() if value not in (1, 0))
     print(
-        f"GRPO of {start.model.name}, {start.model.layers} layers, hidden {start.model.hidden}: {len(prompts)} "
+        f"{label} of {start.model.name}, {start.model.layers} layers, hidden {start.model.hidden}: {len(prompts)} "
         f"problems, {data.prompts_per_step} prompts × {data.rollouts_per_prompt} rollouts = "
         f"{data.prompts_per_step * data.rollouts_per_prompt} a step in {config.minibatches} optimizer steps, steps "
         f"{first} to {config.max_steps}, {rollout.max_tokens} new tokens at temperature {rollout.temperature:g}, "

@@ -6,6 +6,7 @@ files out (the modules inside are NeMo's own, unchanged) and stands in for two m
 a type annotation only. Call it before the first import of `nemo_aligner`.
 """
 
+import importlib
 import importlib.abc
 import importlib.machinery
 import os
@@ -73,15 +74,40 @@ def prepare() -> None:
 
 
 def supervised_trainer() -> Any:
-    """NeMo-Aligner's `SupervisedTrainer`, imported without the noise of what NeMo tries on the way."""
+    """NeMo-Aligner's `SupervisedTrainer`."""
+    return _algorithm("supervised").SupervisedTrainer
+
+
+def ppo() -> Any:
+    """NeMo-Aligner's module of PPO: `PPOTrainer`, and the functions that it computes advantages with."""
+    return _algorithm("ppo")
+
+
+def reinforce() -> Any:
+    """NeMo-Aligner's module of REINFORCE, with a `chunk` that minds the rank.
+
+    In 0.7.0 `ReinforceRolloutBatch.chunk` gives every data-parallel rank the whole batch, and each trains on all of it.
+    """
+    module = _algorithm("reinforce")
+    module.ReinforceRolloutBatch.chunk = _rows_of_rank
+    return module
+
+
+def _rows_of_rank(batch: Any, rank: int, split_size: int, seed: int) -> Any:
+    """The rows that this rank has put in, in their order: a prompt's rollouts stay together, as its baseline needs."""
+    return type(batch)({name: tensor.tensor_split(split_size)[rank].clone() for name, tensor in batch.items()})
+
+
+def _algorithm(name: str) -> Any:
+    """A module of `nemo_aligner.algorithms`, imported without the noise of what NeMo tries on the way."""
     prepare()
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # NeMo looks for image processors, which nothing here needs
     try:
-        from nemo_aligner.algorithms import supervised
+        module: Any = importlib.import_module(f"nemo_aligner.algorithms.{name}")
     finally:
         logging.set_verbosity(verbosity)
-    supervised.tqdm = partial(tqdm, disable=True)  # its bars: one for each rank, over each other
-    return supervised.SupervisedTrainer
+    module.tqdm = partial(tqdm, disable=True)  # its bars: one for each rank, over each other
+    return module

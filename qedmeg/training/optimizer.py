@@ -38,6 +38,8 @@ class Optimizer:
             chunks,
         )
         self.grad_norm = 0.0
+        self.updates = 0
+        """Updates applied in the whole run: Adam's step."""
         for inner in self._inner():
             for group in inner.optimizer.param_groups:
                 # Megatron leaves it to the scheduler to spare norms and biases; without one, they would decay too.
@@ -68,18 +70,17 @@ class Optimizer:
                 f"gradient norm is {self.grad_norm}: training has diverged; resume with a lower optimizer.lr or a "
                 "longer optimizer.warmup_steps"
             )
+        self.updates += 1
 
     def sharded_state_dict(self, model_state: dict[str, Any], metadata: dict[str, Any], loading: bool) -> Any:
         """What a checkpoint holds of the optimizer, laid out by parameter, so that it loads at any topology."""
-        if loading:
-            for inner in self._inner():
-                # Torch's AdamW makes its moments at the first step; loading fills those that are there.
-                inner._init_optimizer_states_with_dummy_values()
+        if loading or not self.updates:
+            self._begin_moments()
         return self.megatron.sharded_state_dict(model_state, is_loading=loading, metadata=metadata)
 
-    def load_state_dict(self, state: Any, step: int) -> None:
-        """Take over the moments and master weights that were read into `sharded_state_dict(loading=True)`, and Adam's
-        step. Settings stay this run's.
+    def load_state_dict(self, state: Any, updates: int) -> None:
+        """Take over the moments and master weights that were read into `sharded_state_dict(loading=True)`, and the
+        number of updates that made them. Settings stay this run's.
 
         Megatron would also take over the parameter groups, which are others, or in another number, where experts were
         spread over another number of ranks.
@@ -89,9 +90,10 @@ class Optimizer:
         whole = []
         for number, inner in enumerate(ours if chained else [ours]):
             for group in inner["optimizer"]["param_groups"]:
-                group["step"] = float(step) if isinstance(group.get("step"), float) else step
+                group["step"] = float(updates) if isinstance(group.get("step"), float) else updates
             tensors = (state[number] if chained else state)["param_state"]
             whole.append({**inner, "param_state": tensors, "param_state_sharding_type": "fully_reshardable"})
+        self.updates = updates
         with torch.no_grad():
             self.megatron.load_state_dict(dict(enumerate(whole)) if chained else whole[0])
         for inner in self._inner():
@@ -99,6 +101,20 @@ class Optimizer:
                 if "step" in moments:
                     # Loading lets all parameters share one step counter, which each update then advances.
                     moments["step"] = moments["step"].clone()
+
+    def _begin_moments(self) -> None:
+        """Make Adam's moments, zero, which torch's does at the first step only: saving and loading want them before."""
+        for inner in self._inner():
+            groups = inner.optimizer.param_groups
+            rates = [group["lr"] for group in groups]
+            for group in groups:
+                group["lr"] = 0.0  # Megatron makes them by a step, which would decay the weights
+            inner._init_optimizer_states_with_dummy_values()
+            for group, rate in zip(groups, rates, strict=True):
+                group["lr"] = rate
+            for moments in inner.optimizer.state.values():
+                if "step" in moments:
+                    moments["step"].zero_()
 
     def _inner(self) -> list[DistributedOptimizer]:
         return list(getattr(self.megatron, "chained_optimizers", [self.megatron]))

@@ -45,12 +45,13 @@ class Policy:
         prompts_per_step: int,
         *,
         frozen: bool = False,
+        kind: type[LanguageModel] = LanguageModel,
     ) -> None:
         """Build this rank's part of the model; its weights are yet to be loaded into `chunks`. A frozen one has no
-        gradients, and no memory for them."""
+        gradients, and no memory for them. `kind` says what the last stage computes: a critic is a `ValueModel`."""
         self.model = model
         self.parallelism = parallelism
-        self.chunks: list[LanguageModel] = build_model(model, parallelism, compute)
+        self.chunks: list[LanguageModel] = build_model(model, parallelism, compute, kind)
         self.config = self.chunks[0].config
         # NeMo-Aligner reads these two to count samples
         self.cfg = OmegaConf.create({"micro_batch_size": 1, "global_batch_size": prompts_per_step})
@@ -205,6 +206,11 @@ def placement(parallelism: Parallelism) -> Placement:
         batch_multiple=parallelism.batch_multiple(),
         microbatch_multiple=parallelism.pp if parallelism.vpp > 1 else 1,
     )
+
+
+def report(output: torch.Tensor, what: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    """As Megatron wants it. No number of tokens: the weights of the tokens are the whole normalisation."""
+    return output, torch.tensor(0, dtype=torch.int, device=output.device), what
 
 
 def _summed_loss(

@@ -10,24 +10,18 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 
 from qedmeg import device
-from qedmeg.config_rl import GRPOConfig
-from qedmeg.data.chat import Document
-from qedmeg.data.loader import Placement
-from qedmeg.data.packing import PackedBatch, make_batch, padded_length
+from qedmeg.config_rl import RLConfig
 from qedmeg.data.prompts import PromptSet
-from qedmeg.parallel import from_last_stage
 from qedmeg.rollout import gate
 from qedmeg.rollout.client import RolloutClient, WeightsNeeded
 from qedmeg.rollout.sample import Batch
 from qedmeg.rollout.weight_transfer import TransferReport, WeightSender
-from qedmeg.training.policy import Policy, placement
-from qedmeg.training.rollout_step import token_logprobs
+from qedmeg.training.logprobs import document_logprobs
+from qedmeg.training.policy import Policy
 
 HEARTBEAT_SECONDS = 60.0
 """How often ranks that wait for rank 0 hear that it still waits: their collectives time out after minutes."""
@@ -39,7 +33,7 @@ T = TypeVar("T")
 class RolloutSource:
     """The rollout process as a trainer's ranks see it. All of them call every method."""
 
-    def __init__(self, config: GRPOConfig, hf_files: Path, policy: Policy, prompts: PromptSet) -> None:
+    def __init__(self, config: RLConfig, hf_files: Path, policy: Policy, prompts: PromptSet) -> None:
         """Start the process and wait until its engines are up."""
         self.config, self.policy, self.prompts = config, policy, prompts
         self.sender = WeightSender(policy.chunks, policy.model, config.rollout.transfer_seconds)
@@ -132,37 +126,3 @@ class RolloutSource:
                 if failure is not None:
                     raise failure
                 return result  # type: ignore[return-value]
-
-
-def document_logprobs(policy: Policy, documents: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """For each document of L tokens its log-probabilities [L − 1], at temperature 1; on every rank."""
-    place = placement(policy.parallelism)
-    alone = Placement(0, 1, place.document_multiple, place.batch_multiple, place.microbatch_multiple)
-    batches = [_alone(tokens_L, alone) for tokens_L in documents]
-    width = max(batch.tokens_T.numel() for batch in batches)
-    batches = [_alone(tokens_L, alone, width) for tokens_L in documents]
-    padding = -len(batches) % alone.microbatch_multiple
-    whole = whole_logprobs(policy, batches + batches[:1] * padding, temperature=1.0)
-    return [
-        logprobs_T[: len(tokens_L) - 1].cpu().numpy() for logprobs_T, tokens_L in zip(whole, documents, strict=False)
-    ]
-
-
-def _alone(tokens_L: np.ndarray, place: Placement, width: int | None = None) -> PackedBatch:
-    document = Document(tokens_L, np.ones(len(tokens_L), dtype=bool))
-    return make_batch([document], width or padded_length(len(tokens_L), place.batch_multiple), place.document_multiple)
-
-
-def whole_logprobs(policy: Policy, microbatches: Sequence[PackedBatch], temperature: float) -> list[torch.Tensor]:
-    """Of each micro-batch the log-probabilities [T] of its labels, whole and on every rank of the model."""
-    found = token_logprobs(policy, microbatches, temperature)
-    cp = policy.parallelism.cp
-    whole = []
-    for number, batch in enumerate(microbatches):
-        logprobs_T = torch.zeros(batch.tokens_T.numel(), device=device.current())
-        if found:
-            logprobs_T[policy.places(batch)] = found[number]
-        if cp > 1:
-            dist.all_reduce(logprobs_T, group=parallel_state.get_context_parallel_group())
-        whole.append(from_last_stage(logprobs_T))
-    return whole

@@ -1,4 +1,4 @@
-"""The gradients of one step on packed rollouts, and the log-probabilities that it is measured by."""
+"""The gradients of the policy loss over a step's packed rollouts."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -9,15 +9,12 @@ from megatron.core import parallel_state
 
 from qedmeg import device
 from qedmeg.config_rl import LossConfig
-from qedmeg.data.packing import PackedBatch
 from qedmeg.model.build import LogprobHead
 from qedmeg.parallel import from_last_stage
+from qedmeg.training.logprobs import LogprobsT
 from qedmeg.training.losses import LossSums, policy_loss
-from qedmeg.training.policy import Policy
+from qedmeg.training.policy import Policy, report
 from qedmeg.training.rollout_batch import PackedRollouts
-
-LogprobsT = list[torch.Tensor]
-"""Of each micro-batch the log-probabilities [T] of its labels, as this rank holds them; empty but on the last stage."""
 
 
 @dataclass(frozen=True)
@@ -28,17 +25,6 @@ class Baselines:
     """The trainer's before the step. None: the step is the first on its rollouts, which are its own new ones."""
     reference: LogprobsT | None = None
     """The frozen reference's."""
-
-
-@torch.no_grad()
-def token_logprobs(policy: Policy, microbatches: Sequence[PackedBatch], temperature: float) -> LogprobsT:
-    """The log-probabilities of all labels with mask 1, by a forward pass. Every rank of the model calls it."""
-    policy.prepare_for_validation_step()
-    found = policy.run(
-        microbatches, lambda output, _: _report(output, output[0]), forward_only=True, head=LogprobHead(temperature)
-    )
-    policy.finish_validation_step()
-    return found
 
 
 def rollout_gradients(
@@ -71,7 +57,7 @@ def rollout_gradients(
             entropy_T=output[1],
             cp_group=cp,
         )
-        return _report(total, sums)
+        return report(total, sums)
 
     head = LogprobHead(temperature, entropy=True)  # people want to see it, whether it has a bonus or not
     sums = sum(policy.run(microbatches, loss, forward_only=False, head=head), LossSums.zero(device.current()))
@@ -79,11 +65,6 @@ def rollout_gradients(
     sums = sums.over_ranks(parallel_state.get_data_parallel_group(with_context_parallel=True))
     stacked = torch.stack([getattr(sums, field.name) for field in fields(sums)])
     return LossSums(*from_last_stage(stacked))
-
-
-def _report(output: torch.Tensor, what: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
-    """As Megatron wants it. No number of tokens: the weights of the tokens are the whole normalisation."""
-    return output, torch.tensor(0, dtype=torch.int, device=output.device), what
 
 
 def _in_turn(tensors: LogprobsT | None) -> Iterator[torch.Tensor | None]:

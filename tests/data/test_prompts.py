@@ -36,6 +36,8 @@ ROW = {"id": "a", "problem": "P", "rubric": "all or nothing"}
 
 def write(path: Path, rows: list[Any]) -> str:
     if path.suffix == ".parquet":
+        names = dict.fromkeys(name for row in rows for name in row)
+        rows = [{name: row.get(name) for name in names} for row in rows]
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     else:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -107,7 +109,7 @@ def test_the_fingerprint_changes_with_all_that_is_in_it(plain: Tokenizer, tmp_pa
     other_rows: list[list[dict[str, Any]]] = [rows[:1], rows[::-1]]
     other_rows += [[{**ROW, **change}, rows[1]] for change in ({"rubric": "x"}, {"id": "c"}, {"reference": "r"})]
     others = [load_rows(plain, tmp_path, changed).fingerprint for changed in other_rows]
-    others.append(load_rows(plain, tmp_path, rows, prompt="Prove: {problem}").fingerprint)
+    others += [load_rows(plain, tmp_path, rows, prompt=f"{{problem}}{mark}").fingerprint for mark in "!?"]
     assert len({first, *others}) == len(others) + 1
 
 

@@ -1,8 +1,17 @@
 """The demo's report shows what a model wrote as text, and nothing of it runs."""
 
+from html.parser import HTMLParser
+
 from qedmeg.demo.report import write_report
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)">'
+
+
+class _Attributes(HTMLParser):
+    found: frozenset[str] = frozenset()
+
+    def handle_starttag(self, tag, attrs):
+        self.found |= {name for name, _ in attrs}
 
 
 def _evaluation(score):
@@ -32,5 +41,9 @@ def test_report_escapes_proofs_and_shows_scores(tmp_path):
     assert "<script>" not in page
     assert "<img" not in page
     assert "&lt;script&gt;" in page
+    parser = _Attributes()
+    parser.feed(page)
+    assert "title" in parser.found
+    assert not {name for name in parser.found if name.startswith("on")} | parser.found & {"src", "shown"}
     assert "3.25" in page
     assert page.count("<svg") == 2

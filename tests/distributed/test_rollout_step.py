@@ -80,10 +80,11 @@ def step_on_ranks(
     from qedmeg.model import families, weights
     from qedmeg.model.build import Compute
     from qedmeg.monitor.rollout_metrics import loss_metrics
+    from qedmeg.training.logprobs import token_logprobs
     from qedmeg.training.optimizer import Optimizer
     from qedmeg.training.policy import Policy, placement
     from qedmeg.training.rollout_batch import pack_rollouts, train_on
-    from qedmeg.training.rollout_step import Baselines, rollout_gradients, token_logprobs
+    from qedmeg.training.rollout_step import Baselines, rollout_gradients
 
     model, parallelism = families.read_architecture(folder), parallel.Parallelism(**sizes)
     parallel.check(parallelism, model, dist.get_world_size())
@@ -114,8 +115,8 @@ def logprobs_on_ranks(folder: Path, sequences: list[np.ndarray], sizes: dict[str
     from qedmeg import parallel
     from qedmeg.model import families, weights
     from qedmeg.model.build import Compute
+    from qedmeg.training.logprobs import document_logprobs
     from qedmeg.training.policy import Policy
-    from qedmeg.training.rollout_source import document_logprobs
 
     model, parallelism = families.read_architecture(folder), parallel.Parallelism(**sizes)
     parallel.initialize(parallelism, seed=1)
@@ -170,7 +171,7 @@ def test_gradient_is_that_of_the_formula(ranks, folder, groups):
     ((loss, norm, metrics),) = ranks(step_on_ranks, 1, folder, groups, "grpo", {}, 256)
     new = transformers_logprobs(folder, documents(groups), TEMPERATURE)
     model = transformers_logprobs.model  # type: ignore[attr-defined]
-    total, tokens, mismatch = torch.zeros(()), 0, []
+    total, tokens, computed, mismatch = torch.zeros(()), 0, 0, []
     sequences = iter(new)
     for group in groups:
         graded = [rollout.reward for rollout in group.rollouts if rollout.reward is not None]
@@ -183,12 +184,14 @@ def test_gradient_is_that_of_the_formula(ranks, folder, groups):
             weight_T = (logprobs_T.detach() - engine_T).exp().clamp(max=2.0)
             total = total - (weight_T * advantage * (logprobs_T - logprobs_T.detach()).exp()).sum()
             tokens += len(logprobs_T)
-            mismatch.append((logprobs_T.detach() - engine_T).abs())
+            if advantage:  # the others have no gradient, and are not computed
+                computed += len(logprobs_T)
+                mismatch.append((logprobs_T.detach() - engine_T).abs())
     (total / tokens).backward()
     expected = torch.nn.utils.clip_grad_norm_(model.parameters(), 1e9).item()
     assert loss == pytest.approx((total / tokens).item(), rel=1e-4, abs=1e-6)
     assert norm == pytest.approx(expected, rel=1e-5)
-    assert metrics["trained_tokens"] == tokens
+    assert metrics["trained_tokens"] == computed < tokens
     assert metrics["mismatch"] == pytest.approx(torch.cat(mismatch).mean().item(), rel=1e-3)
 
 

@@ -75,7 +75,7 @@ class Problem:
                     f"problem '{problem.id}': field '{field}' is not what family '{problem.family}' makes of its "
                     "parameters; generate the problems anew"
                 )
-        return problem
+        return made
 
 
 _ADAPTER = TypeAdapter(Problem)
@@ -84,6 +84,9 @@ _ADAPTER = TypeAdapter(Problem)
 def make_problem(family: str, level: int, parameters: dict[str, int]) -> Problem:
     """The problem with these parameters. Raises `UserError` when the family has none such at the level."""
     _check_level(level)
+    order = next(iter(_named(family).parameters(level)), {})
+    if parameters.keys() == order.keys():  # tables need not keep the order, of which the id is made
+        parameters = {name: parameters[name] for name in order}
     key = tuple(parameters.items())
     if not any(key in _pool(_named(family).name, level, split) for split in get_args(Split)):
         raise UserError(

@@ -1,0 +1,146 @@
+"""vLLM's side of weight transfer on CPUs: the engine `gloo` for vLLM's weight-transfer API.
+
+vLLM's workers import this module by `worker_extension_cls`, which registers the engine in every process that needs it.
+It also mends what vLLM 0.32 leaves stale on CPUs, where layers keep their weights in packed copies.
+"""
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.model_loader.reload.layerwise import (
+    finalize_layerwise_reload,
+    get_layerwise_info,
+    initialize_layerwise_reload,
+)
+
+from qedmeg.model.export import ExportedTensor, lay_out
+from qedmeg.rollout.gloo_link import EngineLink, SharedMemory
+
+
+@dataclass
+class GlooInit(WeightTransferInitInfo):
+    """Where the trainer waits for the workers, and how long either waits for the other."""
+
+    master_address: str
+    master_port: int
+    world_size: int
+    seconds: float
+    memory: dict[str, Any]
+    """The fields of `SharedMemory`."""
+
+
+@dataclass
+class GlooUpdate(WeightTransferUpdateInfo):
+    """The tensors of an update, in the order in which they come, and how many come together."""
+
+    names: list[str]
+    dtype_names: list[str]
+    shapes: list[list[int]]
+    buckets: list[int]
+
+
+class GlooWeightTransferEngine(WeightTransferEngine[GlooInit, GlooUpdate]):
+    """Receives weights in a worker and loads them, layer by layer, as vLLM's own nccl engine does."""
+
+    init_info_cls = GlooInit
+    update_info_cls = GlooUpdate
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._link: EngineLink | None = None
+        _keep_freed_memory()
+        _share_tied_output(self.model)
+
+    def init_transfer_engine(self, init_info: GlooInit) -> None:
+        self.shutdown()
+        info = init_info
+        config = self.parallel_config
+        rank = 1 + config.data_parallel_index * config.world_size + config.rank
+        where = info.master_address, info.master_port
+        self._link = EngineLink(*where, rank, info.world_size, info.seconds, SharedMemory(**info.memory))
+
+    def start_weight_update(self) -> None:
+        if self._link is None:
+            raise RuntimeError("no trainer has connected to this engine since it was started")
+        _forget_moe_kernels(self.model)
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        # the base class would also wait for an accelerator
+        self.receive_weights(self.parse_update_info(update_info))
+
+    def receive_weights(self, update_info: GlooUpdate) -> None:
+        assert self._link is not None
+        tensors = [
+            ExportedTensor(name, getattr(torch, dtype), tuple(shape))
+            for name, dtype, shape in zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True)
+        ]
+        try:
+            self._link.restart()
+            for count in update_info.buckets:
+                bucket, tensors = tensors[:count], tensors[count:]
+                buffer = self._link.receive(sum(tensor.bytes for tensor in bucket))
+                self.model.load_weights(lay_out(bucket, buffer))
+                _copy_what_is_kept(self.model, buffer)
+                self._link.release()
+        except BaseException:
+            # leaves a model that the next update can begin with, and tells the trainer at once
+            finalize_layerwise_reload(self.model, self.model_config)
+            self.shutdown()
+            raise
+
+    def finish_weight_update(self) -> None:
+        finalize_layerwise_reload(self.model, self.model_config)
+
+    def shutdown(self) -> None:
+        if self._link is not None:
+            self._link.close()
+        self._link = None
+
+
+def _keep_freed_memory() -> None:
+    """Let this process use freed memory again. Large blocks would go back to the system, and getting them anew costs
+    several times what copying weights into them does, twice at every update."""
+    mmap_max, trim_threshold = -4, -1  # of mallopt(3)
+    libc = ctypes.CDLL(None)
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(trim_threshold, -1)
+
+
+def _share_tied_output(model: torch.nn.Module) -> None:
+    """Let the output layer of tied embeddings multiply by the embedding's packed copy: an update packs that anew, and
+    not the output layer's own, which no tensor is loaded into."""
+    output, embedding = getattr(model, "lm_head", None), getattr(getattr(model, "model", None), "embed_tokens", None)
+    if output is None or embedding is None or output is embedding or output.weight is not embedding.weight:
+        return
+    output.cpu_linear = lambda x, weight, bias: embedding.cpu_linear(x, weight, bias)
+
+
+def _forget_moe_kernels(model: torch.nn.Module) -> None:
+    """Let the experts' weights be packed again: vLLM skips it where a kernel is already there."""
+    for module in model.modules():
+        method: Any = getattr(module, "quant_method", None)
+        if getattr(method, "moe_kernel", None) is not None:
+            method.moe_kernel = None
+
+
+def _copy_what_is_kept(model: torch.nn.Module, buffer: torch.Tensor) -> None:
+    """Copy the tensors of a buffer that vLLM keeps until the rest of their layer has come: the buffer is used again."""
+    memory = buffer.untyped_storage().data_ptr()
+    for layer in model.modules():
+        for _, kept in get_layerwise_info(layer).loaded_weights:
+            for name, value in kept.arguments.items():
+                if isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() == memory:
+                    kept.arguments[name] = value.clone()
+
+
+class GlooWorker:
+    """vLLM's `worker_extension_cls` on CPUs. It adds nothing to the worker: that it is imported is enough."""
+
+
+if "gloo" not in WeightTransferEngineFactory._registry:
+    WeightTransferEngineFactory.register_engine("gloo", GlooWeightTransferEngine)

@@ -1,0 +1,106 @@
+"""Two small models, what transformers makes of their samples, and how engines get their weights."""
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from qedmeg.rollout.engine import rollout_options
+from qedmeg.rollout.fleet import Fleet, Request
+from qedmeg.rollout.sample import Sample, Sampling
+from qedmeg.rollout.server import free_port
+from tests.checkpoints import make_checkpoint
+
+MAX_LENGTH = 320
+STOPS = tuple(range(0, 300, 60))
+
+
+def options(**others: Any) -> dict[str, Any]:
+    """What the tests' engines are started with."""
+    chosen = rollout_options(MAX_LENGTH, tp=1, concurrency=16, kv_cache_gib=0.0625)
+    return chosen | {"worker_extension_cls": "tests.rollout.spike_engine.Worker"} | others
+
+
+def make_policies(folder: Path) -> None:
+    """Weights of version 1 in folder/1, other ones in folder/2."""
+    for version in (1, 2):
+        model = make_checkpoint(folder / f"{version}", num_hidden_layers=2)
+        if version == 2:
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(torch.randn_like(parameter) * 0.02)
+            model.save_pretrained(folder / "2")
+
+
+def load(folder: Path, version: int) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder / f"{version}", dtype=torch.float32).eval()
+
+
+def batch(count: int = 24, longest: int = 40) -> list[Request]:
+    """Prompts in groups of four."""
+    draw = np.random.default_rng(5)
+    prompts = [draw.integers(0, 300, draw.integers(2, longest)).astype(np.int32) for _ in range(count // 4)]
+    return [Request(prompts[i // 4], 1000 + i) for i in range(count)]
+
+
+def sampling(temperature: float = 1.0, max_tokens: int = 100, stop_ids: tuple[int, ...] = STOPS) -> Sampling:
+    return Sampling(temperature=temperature, max_tokens=max_tokens, stop_ids=stop_ids, seed=0)
+
+
+async def generate(fleet: Fleet, requests: Sequence[Request], how: Sampling) -> list[Sample]:
+    """All samples, in the requests' order."""
+    async with aclosing(fleet.generate(requests, how)) as samples:
+        found = dict([pair async for pair in samples])
+    assert sorted(found) == list(range(len(requests)))
+    return [found[index] for index in range(len(requests))]
+
+
+def digest(samples: Sequence[Sample]) -> str:
+    """Of every bit of the tokens and logprobs."""
+    told = hashlib.sha256()
+    for sample in samples:
+        told.update(sample.tokens_T.tobytes() + sample.logprobs_T.tobytes())
+    return told.hexdigest()
+
+
+def reference(models: dict[int, Any], sample: Sample, temperature: float) -> np.ndarray:
+    """The sample's logprobs [T] by transformers, each of the weights that generated the token."""
+    tokens = torch.tensor([[*sample.prompt_P.tolist(), *sample.tokens_T.tolist()]])
+    first, expected = len(sample.prompt_P), np.zeros(len(sample.tokens_T), dtype=np.float32)
+    for version, start in sample.versions:
+        with torch.no_grad():
+            logits_TV = models[version](tokens).logits[0, first - 1 : -1] / temperature
+        logprobs_T = logits_TV.log_softmax(-1).gather(1, tokens[0, first:, None])[:, 0]
+        expected[start:] = logprobs_T.numpy()[start:]
+    return expected
+
+
+async def send(fleet: Fleet, model: Any, version: int) -> None:
+    """Send weights to every engine, as the trainer does at each step: pause, transfer, resume."""
+    from tests.rollout import spike_engine
+
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    await fleet.pause()
+    for name, _ in fleet.live():
+        port = free_port()
+        joining = asyncio.create_task(asyncio.to_thread(spike_engine.join, 0, port))
+        await fleet.call(name, "init_transfer", {"port": port})
+        group = await joining
+        await fleet.call(name, "start_update", {})
+
+        def push(group: Any = group) -> None:
+            for tensor in weights.values():
+                spike_engine.broadcast(group, tensor)
+
+        pushing = asyncio.create_task(asyncio.to_thread(push))
+        shapes = [list(tensor.shape) for tensor in weights.values()]
+        await fleet.call(name, "update", {"names": list(weights), "shapes": shapes})
+        await pushing
+        await fleet.call(name, "finish_update", {"version": version})
+    await fleet.resume(version)

@@ -1,0 +1,387 @@
+"""Fleets of servers: nothing is lost and nothing comes twice, whatever servers do. The servers are stand-ins."""
+
+import asyncio
+import logging
+import random
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack, aclosing
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qedmeg.config_rl import RolloutConfig
+from qedmeg.errors import UserError
+from qedmeg.rollout import remote
+from qedmeg.rollout.fleet import EngineLost, Request
+from qedmeg.rollout.remote import NoEngine, RemoteFleet
+from qedmeg.rollout.sample import Sample, Sampling
+from qedmeg.rollout.server import EngineRefused
+from tests.rollout.vllm_server import CONTEXT, VllmServer, right_tokens
+
+SAMPLING = Sampling(temperature=1.0, max_tokens=16, stop_ids=(0,), seed=0)
+PROBE = 0.3
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "SECONDS_BETWEEN_PROBES", 0.05)
+    monkeypatch.setattr(remote, "SECONDS_BETWEEN_LINES", 0.2)
+
+
+def requests(count: int) -> list[Request]:
+    return [Request(np.array([7, seed % 5], dtype=np.int32), seed) for seed in range(count)]
+
+
+async def all_samples(fleet: RemoteFleet, asked: list[Request]) -> list[tuple[int, Sample]]:
+    async with aclosing(fleet.generate(asked, SAMPLING)) as samples:
+        return [pair async for pair in samples]
+
+
+def check(asked: list[Request], got: list[tuple[int, Sample]]) -> None:
+    """Each request has one answer, the right one."""
+    assert sorted(index for index, _ in got) == list(range(len(asked)))
+    for index, sample in got:
+        assert sample.tokens_T.tolist() == right_tokens(asked[index], SAMPLING)
+        assert sample.prompt_P is asked[index].prompt_P
+
+
+async def send(fleet: RemoteFleet, version: int, names: list[str] | None = None) -> None:
+    """What the trainer does at each step."""
+    await fleet.pause()
+    for name, _ in fleet.live():
+        if names is None or name in names:
+            await fleet.call(name, "init_transfer", {"rank": 1})
+            await fleet.call(name, "start_update", {})
+            await fleet.call(name, "update", {"names": []})
+            await fleet.call(name, "finish_update", {"version": version})
+    await fleet.resume(version)
+
+
+async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+class Scene:
+    """Stand-ins and the fleet of them, with weights of version 1."""
+
+    def __init__(self, stack: AsyncExitStack) -> None:
+        self._stack = stack
+
+    async def open(self, servers: list[VllmServer], **config: Any) -> RemoteFleet:
+        self.servers = [await self._stack.enter_async_context(server) for server in servers]
+        settings = {"concurrency": 8, "generate_seconds": 20.0, "start_seconds": 1.0, "transfer_seconds": 5.0} | config
+        addresses = tuple(server.address for server in servers)
+        self.fleet = RemoteFleet(
+            RolloutConfig(servers=addresses, **settings), CONTEXT, addresses=addresses, probe_seconds=PROBE
+        )
+        await self.fleet.start()
+        self._stack.push_async_callback(self.fleet.close)
+        await send(self.fleet, 1)
+        return self.fleet
+
+
+def play(scene: Callable[[Scene], Coroutine[Any, Any, None]]) -> None:
+    """Run a scene within a deadline, in an event loop of its own."""
+
+    async def run() -> None:
+        async with asyncio.timeout(30), AsyncExitStack() as stack:
+            await scene(Scene(stack))
+
+    asyncio.run(run())
+
+
+def test_requests_go_where_the_fewest_are_under_way() -> None:
+    async def scene(it: Scene) -> None:
+        fleet = await it.open([VllmServer(seconds=0.02), VllmServer(seconds=0.02), VllmServer(seconds=0.5)])
+        assert fleet.live() == [(server.address, 2) for server in it.servers]
+        asked = requests(200)
+        check(asked, await all_samples(fleet, asked))
+        assert [server.most_at_once for server in it.servers] == [8, 8, 8]  # each is used, none beyond its share
+        fast, other, slow = (len(server.answered) for server in it.servers)
+        assert fast + other + slow == 200
+        assert min(fast, other) > 2 * slow
+
+    play(scene)
+
+
+def test_answers_come_as_they_finish() -> None:
+    async def scene(it: Scene) -> None:
+        fleet = await it.open([VllmServer(seconds=0.0), VllmServer(seconds=0.3)], concurrency=1)
+        got = await all_samples(fleet, requests(8))
+        slow = it.servers[1].answered
+        assert slow == [got[-1][0]]  # the fast one answered all others meanwhile
+
+    play(scene)
+
+
+def test_failures_of_all_kinds_lose_nothing() -> None:
+    def fates(number: int) -> Callable[[int], str]:
+        draw = random.Random(number)
+
+        def fate(seed: int) -> str:
+            return draw.choice(("500", "reset", "cut", "nonsense")) if draw.random() < 0.2 else "answer"
+
+        return fate
+
+    async def scene(it: Scene) -> None:
+        fleet = await it.open([VllmServer(fates(i), seconds=0.01) for i in range(3)])
+        asked = requests(300)
+        check(asked, await all_samples(fleet, asked))
+        answered = Counter(seed for server in it.servers for seed in server.answered)
+        assert answered == Counter(range(300))  # nor was anything generated twice
+        assert sum(sum(server.asked.values()) for server in it.servers) > 330
+
+    play(scene)
+
+
+def test_a_server_that_dies_comes_back_when_it_has_weights(caplog: pytest.LogCaptureFixture) -> None:
+    async def scene(it: Scene) -> None:
+        fleet = await it.open([VllmServer(seconds=0.02), VllmServer(seconds=0.02)])
+        first, second = it.servers
+        asked = requests(100)
+        work = asyncio.create_task(all_samples(fleet, asked))
+        await until(lambda: len(second.answered) >= 10)
+        await second.kill()
+        await until(lambda: fleet.live() == [(first.address, 2)])
+        await second.start()
+        await until(lambda: len(fleet.live()) == 2)
+        had = sum(second.asked.values())
+        check(asked, await work)
+        assert sum(second.asked.values()) == had  # it answers, but has no weights
+        assert not fleet.needs_weights()
+        await send(fleet, 2)
+        got = await all_samples(fleet, asked)
+        check(asked, got)
+        assert sum(second.asked.values()) > had
+        assert {sample.versions for _, sample in got} == {((2, 0),)}
+
+    with caplog.at_level(logging.WARNING):
+        play(scene)
+    lines = [record.getMessage() for record in caplog.records]
+    lost = [line for line in lines if line.startswith("lost the vLLM server at http://127.0.0.1:")]
+    back = [line for line in lines if "is back after" in line]
+    assert len(lost) == len(back) == 1
+    assert back[0].endswith("it waits for weights")
+
+
+def test_a_server_started_anew_unseen_gets_no_requests() -> None:
+    async def scene(it: Scene) -> None:
+        fleet = await it.open([VllmServer(), VllmServer()])
+        _, second = it.servers
+        second.version = "default"  # as after a restart between two probes
+        asked = requests(50)
+        check(asked, await all_samples(fleet, asked))
+        got = await all_samples(fleet, asked)
+        assert {sample.versions for _, sample in got} == {((1, 0),)}
+        second.version = "1"  # as one that another run has sent its weights to
+        had = sum(second.asked.values())
+        await until(lambda: len(fleet.live()) == 2)
+        check(asked, await all_samples(fleet, asked))
+        assert sum(second.asked.values()) == had
+
+    play(scene)
+
+
+@pytest.mark.parametrize("what", ["hangs", "engine_hangs"])
+def test_a_hanging_server_is_dropped(what: str) -> None:
+    async def scene(it: Scene) -> None:
+        fleet = await it.open([VllmServer(seconds=0.02), VllmServer(seconds=0.02)])
+        first, second = it.servers
+        asked = requests(60)
+        work = asyncio.create_task(all_samples(fleet, asked))
+        await until(lambda: len(second.answered) >= 5)
+        setattr(second, what, True)
+        check(asked, await work)
+        assert fleet.live() == [(first.address, 2)]
+        await until(lambda: len(second.given_up) >= 8)  # it was told that nobody waits
+        setattr(second, what, False)
+        await until(lambda: len(fleet.live()) == 2)
+        had = len(second.answered)
+        check(asked, await all_samples(fleet, asked))
+        assert len(second.answered) > had  # its weights are still those
+
+    play(scene)
+
+
+def test_one_slow_answer_goes_elsewhere_and_then_ends_the_run() -> None:
+    async def scene(it: Scene) -> None:
+        def once(seed: int) -> str:
+            hang = seed == 3 and sum(server.asked[3] for server in it.servers) == 1
+            return "hang" if hang else "answer"
+
+        fleet = await it.open([VllmServer(once), VllmServer(once)], generate_seconds=0.5)
+        asked = requests(20)
+        check(asked, await all_samples(fleet, asked))
+        for server in it.servers:
+            server.fate = lambda seed: "hang" if seed == 5 else "answer"
+        with pytest.raises(NoEngine, match=r"longer than rollout\.generate_seconds 0\.5 twice, .*http://127"):
+            await all_samples(fleet, asked)
+
+    play(scene)
+
+
+def test_without_servers_requests_wait_and_name_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scene(it: Scene) -> None:
+        fleet = await it.open([VllmServer(), VllmServer()], generate_seconds=2.0)
+        for server in it.servers:
+            await server.kill()
+        asked = requests(20)
+        work = asyncio.create_task(all_samples(fleet, asked))
+        await until(lambda: not fleet.live())
+        await until(lambda: "rollouts wait for a vLLM server" in caplog.text)
+        assert not fleet.needs_weights()  # there is none to send them to
+        await it.servers[0].start()
+        await until(fleet.needs_weights)
+        await send(fleet, 1)
+        check(asked, await work)
+        await it.servers[0].kill()
+        message = (
+            rf"no vLLM server for rollout\.generate_seconds 2: {it.servers[0].address}: .*; {it.servers[1].address}"
+        )
+        with pytest.raises(NoEngine, match=message):
+            await all_samples(fleet, asked)
+
+    with caplog.at_level(logging.WARNING):
+        play(scene)
+
+
+def test_a_failed_transfer_takes_the_engine_and_its_requests_away() -> None:
+    async def scene(it: Scene) -> None:
+        fleet = await it.open([VllmServer(seconds=0.05), VllmServer(seconds=0.05)])
+        first, second = it.servers
+        asked = requests(40)
+        work = asyncio.create_task(all_samples(fleet, asked))
+        await until(lambda: len(second.answered) >= 1)
+        await fleet.pause()
+        had = len(second.answered)
+        await fleet.call(second.address, "start_update", {})
+        with pytest.raises(EngineLost, match=rf"{second.address}: /update_weights: status 500: .*trainer went away"):
+            await fleet.call(second.address, "update", {"broken": True})
+        with pytest.raises(EngineLost, match="went away"):  # nothing more is asked of it
+            await fleet.call(second.address, "finish_update", {"version": 2})
+        for method in ("start_update", "update"):
+            await fleet.call(first.address, method, {})
+        await fleet.call(first.address, "finish_update", {"version": 2})
+        await fleet.resume(2)
+        check(asked, await work)
+        assert len(second.answered) == had
+        await until(lambda: len(fleet.live()) == 2)
+        check(asked, await all_samples(fleet, asked))
+        assert len(second.answered) == had
+        await send(fleet, 3)
+        check(asked, await all_samples(fleet, asked))
+        assert len(second.answered) > had
+
+    play(scene)
+
+
+def test_a_pause_holds_requests_back_also_at_a_server_that_comes_back() -> None:
+    async def scene(it: Scene) -> None:
+        fleet = await it.open([VllmServer(), VllmServer()])
+        first, second = it.servers
+        second.hangs = True
+        await until(lambda: len(fleet.live()) == 1)
+        await fleet.pause()
+        assert first.calls[-1] == "/pause"
+        second.calls.clear()
+        second.hangs = False
+        await until(lambda: len(fleet.live()) == 2)
+        assert second.calls == ["/pause"]
+        asked = requests(20)
+        work = asyncio.create_task(all_samples(fleet, asked))
+        await asyncio.sleep(0.1)
+        assert not any(server.asked for server in it.servers)
+        await fleet.resume(1)
+        check(asked, await work)
+        assert all(server.answered for server in it.servers)
+
+    play(scene)
+
+
+def test_who_closes_the_iterator_gives_up_the_rest() -> None:
+    async def scene(it: Scene) -> None:
+        fleet = await it.open([VllmServer(lambda seed: "answer" if seed < 4 else "hang")])
+        server = it.servers[0]
+        async with aclosing(fleet.generate(requests(30), SAMPLING)) as samples:
+            got = [await anext(samples) for _ in range(4)]
+            await until(lambda: sum(server.asked.values()) == 12)
+        assert {index for index, _ in got} == {0, 1, 2, 3}
+        await until(lambda: len(server.given_up) == 8)
+        assert sum(server.asked.values()) == 12  # those that waited were never sent
+        server.fate = lambda seed: "answer"
+        asked = requests(8)
+        check(asked, await all_samples(fleet, asked))
+
+    play(scene)
+
+
+def test_what_can_never_be_answered_is_not_asked_again() -> None:
+    async def scene(it: Scene) -> None:
+        fleet = await it.open([VllmServer(lambda seed: "400"), VllmServer(lambda seed: "400")])
+        long = [*requests(2), Request(np.zeros(49, dtype=np.int32), 9)]
+        with pytest.raises(
+            UserError, match=r"prompt of 49 tokens and rollout\.max_tokens 16 do not fit .* context of 64 tokens"
+        ):
+            await all_samples(fleet, long)
+        assert not any(server.asked for server in it.servers)  # nor were the others
+        with pytest.raises(EngineRefused, match="status 400"):
+            await all_samples(fleet, requests(1))
+        assert sum(server.asked[0] for server in it.servers) == 1
+        assert len(fleet.live()) == 2
+        with pytest.raises(EngineLost, match="no such engine"):
+            await fleet.call("http://elsewhere:1", "start_update", {})
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    ("server", "message"),
+    [
+        ({"context": 63}, r"http://.*: its context of 63 tokens is shorter than .* 64; start it with --max-length 64"),
+        ({"dev_mode": False}, r"http://.*/get_world_size: status 404.*; start it with: python -m qedmeg serve"),
+    ],
+)
+def test_a_server_of_no_use_is_told_at_the_start(server: dict[str, Any], message: str) -> None:
+    async def scene(it: Scene) -> None:
+        with pytest.raises(UserError, match=message):
+            await it.open([VllmServer(), VllmServer(**server)])
+
+    play(scene)
+
+
+def test_the_start_goes_on_without_one_of_several_but_not_without_all(caplog: pytest.LogCaptureFixture) -> None:
+    async def scene(it: Scene) -> None:
+        async with VllmServer() as absent:
+            pass
+        config = RolloutConfig(servers=(absent.address,), start_seconds=0.2)
+        with pytest.raises(UserError, match=rf"{absent.address}: no answer within rollout\.start_seconds 0\.2 .*right"):
+            await RemoteFleet(config, CONTEXT, addresses=config.servers).start()
+        async with VllmServer() as present:
+            config = RolloutConfig(servers=(absent.address, present.address), start_seconds=0.2)
+            fleet = RemoteFleet(config, CONTEXT, addresses=config.servers, probe_seconds=PROBE)
+            await fleet.start()
+            assert fleet.live() == [(present.address, 2)]
+            await absent.start()
+            await until(lambda: len(fleet.live()) == 2)
+            await fleet.close()
+            await absent.kill()
+
+    with caplog.at_level(logging.WARNING):
+        play(scene)
+    assert "the run begins without a server" in caplog.text
+
+
+def test_a_call_that_hangs_ends_at_its_deadline() -> None:
+    async def scene(it: Scene) -> None:
+        fleet = await it.open([VllmServer()], transfer_seconds=0.2)
+        it.servers[0].engine_hangs = True
+        with pytest.raises(EngineLost, match=r"/start_weight_update: no answer within 0\.2 s"):
+            await fleet.call(it.servers[0].address, "start_update", {})
+
+    play(scene)
