@@ -12,6 +12,7 @@ from qedmeg import device
 from qedmeg.errors import UserError
 from qedmeg.rollout.sample import Sample, Sampling
 
+PREFILL_TOKENS = 8192  # of prompts that a CPU takes at a time
 KV_CACHE_BYTES = 256 * 2**20  # on CPU, where vLLM would otherwise take a share of all memory
 CPU_ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # 'auto' leaves one core idle and binds to the first
@@ -59,6 +60,9 @@ def rollout_options(max_length: int, tp: int, concurrency: int, kv_cache_gib: fl
         transfer = {
             "weight_transfer_config": {"backend": "gloo"},
             "worker_extension_cls": "qedmeg.rollout.gloo_engine.GlooWorker",
+            # of a prompt that is cut, vLLM sets the seeded generator back, which a CPU's cannot
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(max_length, PREFILL_TOKENS),
         }
     return {
         **hardware_options(kv_cache_gib=kv_cache_gib),

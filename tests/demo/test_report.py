@@ -36,7 +36,9 @@ def _evaluation(score):
 
 def test_report_escapes_proofs_and_shows_scores(tmp_path):
     metrics = [{"step": step, "train/loss": 5.0 - step} for step in range(3)]
-    write_report(tmp_path / "report.html", {"base": _evaluation(0.0), "sft": _evaluation(3.25)}, metrics)
+    rewards = [{"step": step, "train/reward": step / 3} for step in range(3)]
+    evaluations = {"base": _evaluation(0.0), "sft": _evaluation(3.25), "grpo": _evaluation(5.0)}
+    write_report(tmp_path / "report.html", evaluations, metrics, rewards)
     page = (tmp_path / "report.html").read_text()
     assert "<script>" not in page
     assert "<img" not in page
@@ -46,4 +48,5 @@ def test_report_escapes_proofs_and_shows_scores(tmp_path):
     assert "title" in parser.found
     assert not {name for name in parser.found if name.startswith("on")} | parser.found & {"src", "shown"}
     assert "3.25" in page
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3
+    assert "1 items rose: parity / conclusion (+0.25)" in page
