@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from qedmeg.data.problems import Problem, generate
 from qedmeg.demo.pipeline import PROBLEMS, SEED
 from qedmeg.monitor.metrics import read_metrics
+from qedmeg.rollout.schedule import prompt_of
 from tests.benchmarks.side_by_side import ROOT, Run, run
 
 DEMO_CONFIG = ROOT / "recipes" / "configs" / "grpo_demo.yaml"
@@ -35,6 +36,11 @@ def write_problems(path: Path) -> list[Problem]:
     problems = generate("train", PROBLEMS, SEED)
     path.write_text("".join(json.dumps(problem.to_json()) + "\n" for problem in problems))
     return problems
+
+
+def in_order(problems: Sequence[Problem], seed: int, groups: int) -> list[Problem]:
+    """The problems of a run's first groups, as data.seed draws them."""
+    return [problems[prompt_of(group, seed, len(problems))] for group in range(groups)]
 
 
 def train(folder: Path, name: str, settings: Sequence[str], config: Path = DEMO_CONFIG) -> Steps:

@@ -32,7 +32,7 @@ from matplotlib import pyplot
 from qedmeg.config_rl import GRPOConfig
 from qedmeg.data.problems import Problem
 from qedmeg.settings import load_config
-from tests.benchmarks.grpo_runs import DEMO_CONFIG, Steps, train, write_problems
+from tests.benchmarks.grpo_runs import DEMO_CONFIG, in_order, train, write_problems
 from tests.benchmarks.side_by_side import HERE, Run, gigaflops, run, spread, trl_python
 
 RESULT = Path(__file__).with_suffix(".json")
@@ -106,9 +106,12 @@ def trl_arguments(config: GRPOConfig, setting: TRLSetting) -> dict[str, Any]:
     }
 
 
-def run_trl(folder: Path, name: str, config: GRPOConfig, order: list[Problem], setting: TRLSetting) -> dict[str, Any]:
-    """One run of TRL on the problems in this order."""
+def run_trl(
+    folder: Path, name: str, config: GRPOConfig, problems: list[Problem], setting: TRLSetting
+) -> dict[str, Any]:
+    """One run of TRL, in each step on the problems that qedmeg has in it."""
     rows, job, out = folder / f"{name}.jsonl", folder / f"{name}.job.json", folder / f"{name}.json"
+    order = in_order(problems, config.data.seed, config.max_steps * config.data.prompts_per_step)
     rows.write_text("".join(json.dumps(problem.to_json()) + "\n" for problem in order))
     files = {"model": str(config.model.hf), "problems": str(rows), "out": str(out)}
     job.write_text(json.dumps(files | {"arguments": trl_arguments(config, setting)}))
@@ -126,7 +129,7 @@ def run_trl(folder: Path, name: str, config: GRPOConfig, order: list[Problem], s
     }
 
 
-def run_qedmeg(folder: Path, name: str, config: GRPOConfig) -> tuple[dict[str, Any], Steps]:
+def run_qedmeg(folder: Path, name: str, config: GRPOConfig) -> dict[str, Any]:
     """One run of recipes/grpo.py."""
     settings = [
         f"model.hf={config.model.hf}",
@@ -141,7 +144,7 @@ def run_qedmeg(folder: Path, name: str, config: GRPOConfig) -> tuple[dict[str, A
         for name in steps.metrics[-1]
         if name.startswith("train/time/")
     }
-    return numbers | {"truncated": statistics.fmean(steps.of("truncated")), "seconds_of_a_step": seconds}, steps
+    return numbers | {"truncated": statistics.fmean(steps.of("truncated")), "seconds_of_a_step": seconds}
 
 
 def _numbers(
@@ -176,7 +179,7 @@ def main() -> int:
         problems = write_problems(folder / "problems.jsonl")
         if args.settings:
             return _try_settings(folder, args, problems)
-        return _compare(folder, args)
+        return _compare(folder, args, problems)
     finally:
         shutil.rmtree(folder)
 
@@ -191,9 +194,8 @@ def _try_settings(folder: Path, args: argparse.Namespace, problems: list[Problem
     config = _config(folder, args, args.steps)
     tried: dict[str, Any] = {}
     for number, (name, setting) in enumerate(TRL_SETTINGS.items()):
-        order = problems[: args.steps * config.data.prompts_per_step]
         try:
-            found = run_trl(folder, f"trl-{number}", config, order, setting)
+            found = run_trl(folder, f"trl-{number}", config, problems, setting)
             tried[name] = {key: found[key] for key in ("samples_per_second", "peak_gb", "truncated")}
         except SystemExit as error:
             tried[name] = str(error).strip().splitlines()[-1]
@@ -202,21 +204,20 @@ def _try_settings(folder: Path, args: argparse.Namespace, problems: list[Problem
     return 0
 
 
-def _compare(folder: Path, args: argparse.Namespace) -> int:
+def _compare(folder: Path, args: argparse.Namespace, problems: list[Problem]) -> int:
     config = _config(folder, args, args.steps)
     runs: dict[str, list[dict[str, Any]]] = {"qedmeg": [], "trl": []}
     rates = []
     for number in range(args.repeats):
         rates.append(gigaflops("fp32", THREADS))
-        numbers, steps = run_qedmeg(folder, f"qedmeg-{number}", config)
-        runs["qedmeg"].append(numbers)
-        print(f"qedmeg {number}: {_shown(numbers)}", flush=True)
+        runs["qedmeg"].append(run_qedmeg(folder, f"qedmeg-{number}", config))
+        print(f"qedmeg {number}: {_shown(runs['qedmeg'][-1])}", flush=True)
         rates.append(gigaflops("fp32", THREADS))
-        runs["trl"].append(run_trl(folder, f"trl-{number}", config, steps.problems, TRL_SETTINGS[BEST]))
+        runs["trl"].append(run_trl(folder, f"trl-{number}", config, problems, TRL_SETTINGS[BEST]))
         print(f"trl {number}: {_shown(runs['trl'][-1])}", flush=True)
     config = _config(folder, args, args.curve_steps)
-    longer, steps = run_qedmeg(folder, "qedmeg-longer", config)
-    curves = {"qedmeg": longer, "trl": run_trl(folder, "trl-longer", config, steps.problems, TRL_SETTINGS[BEST])}
+    longer = run_qedmeg(folder, "qedmeg-longer", config)
+    curves = {"qedmeg": longer, "trl": run_trl(folder, "trl-longer", config, problems, TRL_SETTINGS[BEST])}
     return _report(args, config, runs, curves, rates)
 
 
