@@ -33,8 +33,6 @@ from tests.rollout.scripted import COMMAND, GENERATED_FILE, GRADED_FILE, Script,
 RESULT = Path(__file__).with_suffix(".json")
 SCRIPT = Script(generate_seconds=0.05, grade_seconds=0.01, failing=0.05, same=0.2)
 TRAIN_SECONDS = 0.1
-LONGEST_LIFE = 1.5
-"""Seconds after its engines are up within which the process is killed."""
 CHECKPOINT_EVERY = 3
 
 
@@ -72,12 +70,13 @@ def left_alone(setting: Setting, run_dir: Path, max_lag: int, steps: int) -> lis
 def disturbed(setting: Setting, run_dir: Path, max_lag: int, steps: int, kills: int, seed: int) -> tuple[Trainer, int]:
     """The trainer of a run that is killed, and how often it was."""
     draw, trainer, made = random.Random(seed), Trainer(), 0
+    longest_life = 1.3 * steps * TRAIN_SECONDS / kills  # on average all kills are made in two thirds of the steps
     config = config_of(setting, run_dir, max_lag)
     while True:
         done = max(trainer.given, default=-1) + 1
         first = done - done % CHECKPOINT_EVERY
         with RolloutClient(config, run_dir, setting.model, command=COMMAND) as client:
-            killer = threading.Timer(draw.uniform(0, LONGEST_LIFE), _kill, [client])
+            killer = threading.Timer(draw.uniform(0, longest_life), _kill, [client])
             if made < kills:
                 killer.start()
             try:
