@@ -12,24 +12,18 @@ with the documents of a default step that is nearly as much. The longest of each
 
 import argparse
 import json
-import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-sys.path.insert(0, str(ROOT))
-
-from qedmeg.monitor.metrics import read_metrics  # noqa: E402
-from tests.benchmarks.proof_inputs import read_proofs, write_inputs  # noqa: E402
+from qedmeg.monitor.metrics import read_metrics
+from tests.benchmarks.proof_inputs import read_proofs, write_inputs
+from tests.benchmarks.side_by_side import HERE, gigaflops, run, spread, trl_python
 
 RESULT = Path(__file__).with_suffix(".json")
 SHAPE = {
@@ -40,57 +34,6 @@ SHAPE = {
     "head_dim": 64,
     "tie_word_embeddings": True,
 }
-
-
-def trl_python() -> Path:
-    """The interpreter of TRL's environment, made where it is not there yet."""
-    folder = HERE / "trl" / ".venv"
-    python, marker = folder / "bin" / "python", folder / "installed"
-    if not marker.is_file():
-        print("making TRL's environment (minutes)", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        requirements = str(HERE / "trl" / "requirements.txt")
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", requirements], check=True)
-        marker.touch()
-    return python
-
-
-def measure(command: list[str], threads: int, log: Path) -> int:
-    """Run a command; the peak of the memory of its processes together (proportional set size), in bytes."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    peak = 0
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
-        while process.poll() is None:
-            peak = max(peak, _memory(process.pid))
-            time.sleep(0.5)
-    if process.returncode:
-        sys.exit(f"status {process.returncode} from {' '.join(command)}\n{log.read_text()[-3000:]}")
-    return peak
-
-
-def _memory(pid: int) -> int:
-    total = 0
-    try:
-        for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
-            total += process.memory_full_info().pss
-    except psutil.NoSuchProcess:
-        pass  # ended while it was looked at
-    return total
-
-
-def gigaflops(precision: str, threads: int) -> float:
-    """The rate of plain matrix products of `threads` threads, in GFLOP/s: the median of some."""
-    dtype = "bfloat16" if precision == "bf16" else "float32"
-    code = (
-        "import statistics, time, torch\n"
-        f"torch.set_num_threads({threads}); n = 1024; dtype = torch.{dtype}\n"
-        "a, b = torch.randn(n, n, dtype=dtype), torch.randn(n, n, dtype=dtype); a @ b; times = []\n"
-        "for _ in range(9 if dtype == torch.float32 else 3):\n"
-        "    started = time.perf_counter(); a @ b; times.append(time.perf_counter() - started)\n"
-        "print(2 * n**3 / statistics.median(times) / 1e9)\n"
-    )
-    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
 def run_qedmeg(folder: Path, number: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -113,7 +56,7 @@ def run_qedmeg(folder: Path, number: int, args: argparse.Namespace) -> dict[str,
     config = folder / "empty.yaml"
     config.write_text("{}\n")
     command = [sys.executable, "recipes/sft.py", "--config", str(config), *settings]
-    peak = measure(command, args.threads, folder / f"qedmeg-{number}.log")
+    peak = run(command, args.threads, folder / f"qedmeg-{number}.log").peak_bytes
     steps = [line for line in read_metrics(run_dir) if "train/loss" in line]
     return _rates(
         [line["train/step_time"] for line in steps],
@@ -129,7 +72,7 @@ def run_trl(folder: Path, number: int, args: argparse.Namespace) -> dict[str, An
     out = folder / f"trl-{number}.json"
     sizes = [str(args.steps), str(args.tokens), str(args.sequences), args.precision]
     command = [str(trl_python()), str(HERE / "trl" / "train.py"), str(folder / "model"), str(folder / "rows.jsonl")]
-    peak = measure([*command, str(out), *sizes], args.threads, folder / f"trl-{number}.log")
+    peak = run([*command, str(out), *sizes], args.threads, folder / f"trl-{number}.log").peak_bytes
     found = json.loads(out.read_text())
     return _rates(found["seconds"], found["trained_tokens"], found["losses"], found["lengths"], peak)
 
@@ -166,9 +109,9 @@ def main() -> None:
         runs: dict[str, list[dict[str, Any]]] = {"qedmeg": [], "trl": []}
         rates = []
         for number in range(args.repeats):
-            for name, run in (("qedmeg", run_qedmeg), ("trl", run_trl)):
+            for name, side in (("qedmeg", run_qedmeg), ("trl", run_trl)):
                 rates.append(gigaflops(args.precision, args.threads))
-                runs[name].append(run(folder, number, args))
+                runs[name].append(side(folder, number, args))
                 print(f"{name} {number}: {runs[name][-1]}", flush=True)
     finally:
         shutil.rmtree(folder)
@@ -195,7 +138,7 @@ def _report(
         # 6 operations a trained token and parameter, the tied embedding as output layer among them; attention is extra
         share = 6 * parameters * statistics.median(speeds) / (statistics.median(rates) * 1e9)
         result[name] = {
-            "tokens_per_second": {"median": statistics.median(speeds), "lowest": min(speeds), "highest": max(speeds)},
+            "tokens_per_second": spread(speeds),
             "peak_gb": peak / 1e9,
             "longest_microbatch": max(run["longest"] for run in found),
             "share_of_matrix_rate": share,

@@ -116,13 +116,14 @@ class JudgeServer:
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         try:
-            return await self._answer(request, await request.json())
+            return await self.answer(request, await request.json())
         finally:
             self.at_once -= 1
 
-    async def _answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    async def answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        """The answer to one request. A judge of another kind answers in its own way."""
         user = body["messages"][-1]["content"]
-        question = _Question.read(user)
+        question = Question.read(user)
         fate = self.plan(question.proof, self._asked[question.proof])
         self._asked[question.proof] += 1
         served = Served(
@@ -179,7 +180,9 @@ class JudgeServer:
 
 
 @dataclass(frozen=True)
-class _Question:
+class Question:
+    """What a prompt asks: the proof, the key of its fence, and the points of each item."""
+
     proof: str
     key: str
     of: tuple[int, ...]
@@ -187,12 +190,13 @@ class _Question:
     given: tuple[int, ...] = ()
 
     @staticmethod
-    def read(user: str) -> "_Question":
+    def read(user: str) -> "Question":
+        """The question in a judge's prompt."""
         before, _, _ = user.partition("# Proof to be marked")
         items = re.findall(r"^Item [0-9]+, ([0-9]+) points?", before, re.MULTILINE)
         fence = re.search(r"^<proof ([0-9a-f]{16})>\n(.*)\n</proof \1>$", user, re.MULTILINE | re.DOTALL)
         assert fence is not None, user
-        return _Question(fence[2], fence[1], tuple(map(int, items)) or (7,), bool(items))
+        return Question(fence[2], fence[1], tuple(map(int, items)) or (7,), bool(items))
 
     @property
     def right(self) -> tuple[int, ...]:
@@ -206,7 +210,7 @@ class _Question:
 
 
 def _block(
-    question: _Question, points: tuple[Any, ...], total: Any = None, *, key: str = "", wide: bool = False
+    question: Question, points: tuple[Any, ...], total: Any = None, *, key: str = "", wide: bool = False
 ) -> str:
     total = sum(points) if total is None else total
     gap = "   " if wide else " "
@@ -216,11 +220,11 @@ def _block(
     return "\n".join([f"<verdict {key}>", *(lines if question.by_item else []), *last, f"</verdict {key}>"])
 
 
-def _wrong_text(question: _Question) -> str:
+def _wrong_text(question: Question) -> str:
     return f"I see. {_block(question, question.wrong)}"
 
 
-def text_content(fate: str, question: _Question, draw: random.Random) -> str:
+def text_content(fate: str, question: Question, draw: random.Random) -> str:
     """The message of a judge that writes text."""
     right, wrong = question.right, question.wrong
     filler = "The proof is read line by line. " * draw.randint(1, 20)
@@ -260,7 +264,7 @@ def text_content(fate: str, question: _Question, draw: random.Random) -> str:
             return f"{filler}\n{_block(question, right)}"
 
 
-def structured_content(fate: str, question: _Question, draw: random.Random) -> str:
+def structured_content(fate: str, question: Question, draw: random.Random) -> str:
     """The message of a judge that writes JSON, or does not keep to it."""
     right, wrong = question.right, question.wrong
     match fate:
@@ -285,7 +289,7 @@ def structured_content(fate: str, question: _Question, draw: random.Random) -> s
             return json.dumps(_object(question, right))
 
 
-def _object(question: _Question, points: tuple[Any, ...]) -> dict[str, Any]:
+def _object(question: Question, points: tuple[Any, ...]) -> dict[str, Any]:
     if not question.by_item:
         return {"key": question.key, "reason": "shown", "points": points[0]}
     items = {f"item_{i}": {"reason": "shown", "points": given} for i, given in enumerate(points, start=1)}
