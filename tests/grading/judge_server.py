@@ -209,9 +209,7 @@ class Question:
         return (first, *self.of[1:])
 
 
-def _block(
-    question: Question, points: tuple[Any, ...], total: Any = None, *, key: str = "", wide: bool = False
-) -> str:
+def _block(question: Question, points: tuple[Any, ...], total: Any = None, *, key: str = "", wide: bool = False) -> str:
     total = sum(points) if total is None else total
     gap = "   " if wide else " "
     lines = [f"item {i}{gap[1:]}:{gap}{given}{gap}| shown" for i, given in enumerate(points, start=1)]
