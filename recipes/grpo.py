@@ -1,6 +1,6 @@
 """Reinforcement learning on rubric grades: GRPO and its relatives.
 
-torchrun --nproc-per-node 2 recipes/grpo.py --config recipes/configs/grpo_demo.yaml parallel.tp=2
+torchrun --nproc-per-node 2 recipes/grpo.py --config recipes/configs/grpo_demo.yaml
 """
 
 import argparse
@@ -18,7 +18,7 @@ def main() -> int:
         description="Reinforcement learning on rubric grades. It starts its engines and its rollout process, or uses "
         "the servers it is given. Run again, it goes on from the last checkpoint.",
         epilog="example:\n"
-        "  torchrun --nproc-per-node 2 recipes/grpo.py --config recipes/configs/grpo_demo.yaml parallel.tp=2\n\n"
+        "  torchrun --nproc-per-node 2 recipes/grpo.py --config recipes/configs/grpo_demo.yaml\n\n"
         "settings:\n" + describe(GRPOConfig),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
