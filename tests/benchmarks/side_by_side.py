@@ -1,6 +1,7 @@
 """What the comparisons with TRL share: its environment, runs with their memory, the speed of the machine meanwhile."""
 
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -49,6 +50,7 @@ def run(command: Sequence[str], threads: int, log: Path) -> Run:
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONPATH": str(ROOT),
     }
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started ends with this program
     started, clock, peak = time.time(), time.monotonic(), 0
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
