@@ -24,11 +24,11 @@ import numpy as np
 from qedmeg.config import GraderConfig
 from qedmeg.config_rl import AdvantageConfig, ProblemConfig, RolloutConfig
 from qedmeg.errors import UserError
-from qedmeg.rollout.protocol import CONFIG_FILE, ProcessConfig
+from qedmeg.rollout.protocol import CONFIG_FILE, EngineLost, ProcessConfig
 from qedmeg.rollout.protocol import WeightsNeeded as WeightsNeeded
 from qedmeg.rollout.sample import Batch
 from qedmeg.rollout.store import STORE_FILE, read_batch
-from qedmeg.rollout.weight_transfer import EngineControl, EngineLost
+from qedmeg.rollout.weight_transfer import EngineControl
 from qedmeg.settings import save_config
 
 COMMAND = (sys.executable, "-m", "qedmeg.rollout.process")

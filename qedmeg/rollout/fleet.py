@@ -16,9 +16,9 @@ from qedmeg.config_rl import RolloutConfig
 from qedmeg.errors import UserError
 from qedmeg.rollout.engine import Request as Request
 from qedmeg.rollout.engine import RolloutEngine, require_fit, rollout_options
+from qedmeg.rollout.protocol import EngineLost
 from qedmeg.rollout.remote import RemoteFleet
 from qedmeg.rollout.sample import Sample, Sampling
-from qedmeg.rollout.server import EngineLost as EngineLost
 from qedmeg.rollout.server import ServerProcess, Transfer
 
 T = TypeVar("T")

@@ -29,8 +29,8 @@ from qedmeg.grading.grader import Grader, ProofProblem
 from qedmeg.grading.panel import make_grader
 from qedmeg.model.families import read_architecture
 from qedmeg.rollout.collect import Collector
-from qedmeg.rollout.fleet import EngineLost, Fleet, make_fleet
-from qedmeg.rollout.protocol import SECONDS_BETWEEN_SIGNS, ErrorKind, ProcessConfig, WeightsNeeded
+from qedmeg.rollout.fleet import Fleet, make_fleet
+from qedmeg.rollout.protocol import SECONDS_BETWEEN_SIGNS, EngineLost, ErrorKind, ProcessConfig, WeightsNeeded
 from qedmeg.rollout.store import STORE_FILE, Store
 from qedmeg.settings import load_config
 

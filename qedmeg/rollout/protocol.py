@@ -26,6 +26,17 @@ ErrorKind = Literal["user", "engine lost", "weights needed", "failed"]
 must be sent the weights before the batch can be made. `failed`: all else."""
 
 
+class EngineLost(Exception):
+    """An engine failed or did not answer in time; `name` is its own, `reason` what was seen of it."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)  # as they are: an exception goes from rank to rank by its arguments
+        self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
 class WeightsNeeded(Exception):
     """The engines were started anew and have no weights: they must be sent them before a batch can be made."""
 

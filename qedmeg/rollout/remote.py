@@ -12,8 +12,9 @@ import numpy as np
 from qedmeg.config_rl import RolloutConfig
 from qedmeg.errors import UserError
 from qedmeg.rollout.engine import Request, require_fit
+from qedmeg.rollout.protocol import EngineLost
 from qedmeg.rollout.sample import Sample, Sampling
-from qedmeg.rollout.server import EngineLost, EngineRefused, Server, ServerProcess, Transfer, wait_until_up
+from qedmeg.rollout.server import EngineRefused, Server, ServerProcess, Transfer, wait_until_up
 
 SECONDS_BETWEEN_PROBES = 3.0
 SECONDS_BETWEEN_RESTARTS = 60.0

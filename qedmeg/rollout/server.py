@@ -19,6 +19,7 @@ import numpy as np
 from qedmeg import device
 from qedmeg.errors import UserError
 from qedmeg.rollout.engine import CPU_ENVIRONMENT, Request, make_sample, sampling_settings
+from qedmeg.rollout.protocol import EngineLost
 from qedmeg.rollout.sample import Sample, Sampling
 from qedmeg.rollout.server_main import PARENT
 
@@ -35,14 +36,6 @@ Transfer = Literal["init_transfer", "start_update", "update", "finish_update"]
 """The calls of a weight transfer, in their order."""
 
 
-class EngineLost(Exception):
-    """An engine does not answer, or with an error of its own: `name` is its address, `reason` what happened."""
-
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"{name}: {reason}")
-        self.name, self.reason = name, reason
-
-
 class EngineRefused(Exception):
     """An engine answers that what it was asked is wrong, which no other will take either."""
 
@@ -52,11 +45,11 @@ def command(model: Path, host: str, port: int, options: Mapping[str, Any]) -> li
     flags = ["--model", str(model), "--served-model-name", "policy", "--host", host, "--port", str(port)]
     flags += ["--tokens-only", "--disable-uvicorn-access-log"]
     for name, value in options.items():
-        flag = "--" + name.replace("_", "-")
-        if value is True:
-            flags.append(flag)
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):  # after a switch, "False" would be read as the name of a model
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            flags += [flag, json.dumps(value) if isinstance(value, dict) else str(value)]
+            flags += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
     return [sys.executable, "-m", "qedmeg.rollout.server_main", *flags]
 
 

@@ -21,19 +21,12 @@ from qedmeg import device
 from qedmeg.model.export import BUCKET_BYTES, Export
 from qedmeg.model.families import Architecture
 from qedmeg.rollout import gloo_link, nccl_link
+from qedmeg.rollout.protocol import EngineLost
 
 SECONDS_BETWEEN_LOOKS = 0.2
 """Whether an engine that keeps the trainer waiting has meanwhile said why."""
 
 T = TypeVar("T")
-
-
-class EngineLost(Exception):
-    """An engine failed or did not answer in time; `name` is its own, `reason` what was seen of it."""
-
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"engine {name}: {reason}")
-        self.name, self.reason = name, reason
 
 
 class EngineControl(Protocol):

@@ -170,7 +170,7 @@ def longest_prompt(config: RLConfig, start: Start) -> int:
     """Tokens that a prompt may have beside `max_tokens` of an answer.
 
     Raises:
-        UserError: none.
+        UserError: there is no room for one.
     """
     context = min(start.model.max_positions, config.data.tokens_per_microbatch)
     if config.rollout.max_tokens >= context:

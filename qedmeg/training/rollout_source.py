@@ -18,6 +18,7 @@ from qedmeg.config_rl import RLConfig
 from qedmeg.data.prompts import PromptSet
 from qedmeg.rollout import gate
 from qedmeg.rollout.client import RolloutClient, WeightsNeeded
+from qedmeg.rollout.protocol import EngineLost
 from qedmeg.rollout.sample import Batch
 from qedmeg.rollout.weight_transfer import TransferReport, WeightSender
 from qedmeg.training.logprobs import document_logprobs
@@ -85,7 +86,8 @@ class RolloutSource:
         self._gated -= report.lost.keys()
         to_gate = [name for name in report.received if due or name not in self._gated]
         metrics = {"transfer_bytes": float(report.bytes), "engines": float(len(report.received))}
-        return metrics | ({"gate": self._gate(to_gate, version)} if to_gate else {})
+        differences = self._gate(to_gate, version) if to_gate else {}
+        return metrics | ({"gate": max(differences.values())} if differences else {})
 
     def _tell(self, report: TransferReport) -> None:
         if dist.get_rank() == 0:
@@ -94,20 +96,27 @@ class RolloutSource:
                     f"engine {name} has not got weight version {report.version}: {reason}", file=sys.stderr, flush=True
                 )
 
-    def _gate(self, engines: Sequence[str], version: int) -> float:
-        """The greatest difference of the gate's log-probabilities in these engines."""
+    def _gate(self, engines: Sequence[str], version: int) -> dict[str, float]:
+        """The greatest difference of the gate's log-probabilities in each of these engines that answers."""
         count = min(self.config.rollout.gate_prompts, len(self.prompts))
         prompts = [self.prompts[index].tokens_P for index in range(count)]
         ours = document_logprobs(self.policy, prompts)
         tolerance = self.config.rollout.gate_tolerance or GATE_TOLERANCES[self.policy.config.params_dtype]
 
-        def compare() -> float:
-            told = ((name, self._asked().prompt_logprobs(name, prompts)) for name in engines)
-            return max(gate.check(name, version, ours, theirs, tolerance).greatest for name, theirs in told)
+        def compare() -> dict[str, float]:
+            found = {}
+            for name in engines:
+                try:
+                    theirs = self._asked().prompt_logprobs(name, prompts)
+                except EngineLost as error:  # it is compared when it is back
+                    print(error, file=sys.stderr, flush=True)
+                else:
+                    found[name] = gate.check(name, version, ours, theirs, tolerance).greatest
+            return found
 
-        greatest = self._from_rank_0(compare)
-        self._gated |= set(engines)
-        return greatest
+        found = self._from_rank_0(compare)
+        self._gated |= found.keys()
+        return found
 
     def _from_rank_0(self, ask: Callable[[], T]) -> T:
         """What `ask` gives or raises on rank 0, where alone it is called, on every rank; however long it takes."""

@@ -33,7 +33,7 @@ from qedmeg.grading.grade import Cost, Failed, Grade  # noqa: E402
 from qedmeg.grading.grader import ProofProblem  # noqa: E402
 from qedmeg.rollout import process  # noqa: E402
 from qedmeg.rollout.engine import Request  # noqa: E402
-from qedmeg.rollout.fleet import EngineLost  # noqa: E402
+from qedmeg.rollout.protocol import EngineLost  # noqa: E402
 from qedmeg.rollout.sample import Sample, Sampling  # noqa: E402
 from qedmeg.rollout.store import Store  # noqa: E402
 

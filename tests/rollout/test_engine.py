@@ -14,7 +14,8 @@ import torch
 
 from qedmeg.errors import UserError
 from qedmeg.rollout.engine import make_sample
-from qedmeg.rollout.fleet import EngineLost, LocalFleet, Request
+from qedmeg.rollout.fleet import LocalFleet, Request
+from qedmeg.rollout.protocol import EngineLost
 from qedmeg.rollout.sample import Sample
 from tests.rollout import policies
 

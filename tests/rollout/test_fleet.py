@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import pickle
 import random
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -14,7 +15,8 @@ import pytest
 from qedmeg.config_rl import RolloutConfig
 from qedmeg.errors import UserError
 from qedmeg.rollout import remote
-from qedmeg.rollout.fleet import EngineLost, Request
+from qedmeg.rollout.fleet import Request
+from qedmeg.rollout.protocol import EngineLost
 from qedmeg.rollout.remote import NoEngine, RemoteFleet
 from qedmeg.rollout.sample import Sample, Sampling
 from qedmeg.rollout.server import EngineRefused
@@ -390,3 +392,8 @@ def test_a_call_that_hangs_ends_at_its_deadline() -> None:
             await fleet.call(it.servers[0].address, "start_update", {})
 
     play(scene)
+
+
+def test_a_lost_engine_is_told_from_rank_to_rank() -> None:
+    lost = pickle.loads(pickle.dumps(EngineLost("http://node7:8000", "no answer")))
+    assert (lost.name, lost.reason, str(lost)) == ("http://node7:8000", "no answer", "http://node7:8000: no answer")

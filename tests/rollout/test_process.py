@@ -17,8 +17,8 @@ from qedmeg.errors import UserError
 from qedmeg.rollout import client as client_module
 from qedmeg.rollout.client import RolloutClient, RolloutFailed, WeightsNeeded
 from qedmeg.rollout.process import main
+from qedmeg.rollout.protocol import EngineLost
 from qedmeg.rollout.sample import Batch
-from qedmeg.rollout.weight_transfer import EngineLost
 from tests.rollout.collecting import GROUP, PROMPTS, Setting, check, collect, content, make_setting, query
 from tests.rollout.scripted import COMMAND, GRADED_FILE, Script, lines
 

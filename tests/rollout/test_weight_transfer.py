@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qedmeg.rollout.weight_transfer import EngineLost
+from qedmeg.rollout.protocol import EngineLost
 from tests.rollout.stand_in import Behaviour, StandIn
 from tests.rollout.transfer_checks import Weights, check_in_flight, check_in_process, check_over_http
 from tests.rollout.transfer_ends import VllmInProcess, VllmServer, send_each

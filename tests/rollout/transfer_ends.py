@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from qedmeg.rollout.weight_transfer import EngineLost, InProcess, TransferReport, WeightSender, engine_options
+from qedmeg.rollout.protocol import EngineLost
+from qedmeg.rollout.weight_transfer import InProcess, TransferReport, WeightSender, engine_options
 
 START_SECONDS = 180.0
 CALL_SECONDS = 60.0
