@@ -5,6 +5,7 @@ string comparisons with `torch.cuda.FloatTensor`). On a machine without one, `pr
 the CPU; on a machine with one it does nothing. It must run before the first import of either package.
 """
 
+import ctypes
 import datetime
 import functools
 import os
@@ -19,6 +20,8 @@ from torch.utils import _device
 
 COMMUNICATION_TIMEOUT = datetime.timedelta(minutes=10)
 
+# options of mallopt(3)
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _CPU = torch.device("cpu")
 _prepared = False
 
@@ -60,6 +63,7 @@ def prepare() -> None:
     if _prepared or has_gpu():
         return
     _prepared = True
+    _keep_freed_memory()
     # torch looks its constructors up once, when a `with torch.device(...)` is first entered: it must find its own, or
     # that context would have no effect on the wrapped ones, and transformers load models half initialised.
     _device._device_constructors()
@@ -82,6 +86,18 @@ def prepare() -> None:
     jit.disable_jit_fuser()
     random._set_cuda_rng_state = lambda state, *_, **__: torch.default_generator.set_state(state)
     random._get_cuda_rng_state = lambda *_, **__: torch.default_generator.get_state()
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc hand freed memory out again instead of giving it back to the system.
+
+    By default each large tensor is new memory, which the system clears page by page when it is first touched: for the
+    passes over a chunk of logits that took longer than the passes themselves.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:  # another C library
+        set_option(_M_MMAP_THRESHOLD, 2**30)
+        set_option(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _is_cuda(device: object) -> bool:

@@ -11,7 +11,6 @@ from qedmeg.data.documents import DocumentStore
 from qedmeg.data.packing import (
     PackedBatch,
     deal,
-    fill_ratio,
     make_batch,
     microbatches_per_rank,
     pack,
@@ -36,6 +35,9 @@ class Placement:
     """Microbatches are a multiple of it long, as context and sequence parallelism cut them."""
     microbatch_multiple: int = 1
     """Microbatches of a rank are a multiple of it: the pipeline size under an interleaved schedule, else 1."""
+    equal_widths: bool = False
+    """All microbatches of a step are equally long, on every rank: where pipeline stages or the ranks that share experts
+    exchange tensors of one size. Else each is as long as its documents."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,8 @@ class Cut:
 
     microbatches: tuple[tuple[int, ...], ...]
     """Which documents are in each micro-batch of this rank; every rank has the same number, empty ones among them."""
-    width: int
-    """Tokens of every micro-batch."""
+    widths: tuple[int, ...]
+    """Tokens of each of them, padding included."""
     fill: float
     """Share of the positions of all ranks' micro-batches that hold a token of a document; empty ones not counted."""
 
@@ -89,13 +91,21 @@ def cut_step(lengths: Sequence[int], tokens_per_microbatch: int, placement: Plac
     """
     padded = [padded_length(length, placement.document_multiple) for length in lengths]
     bins = pack(padded, tokens_per_microbatch)
-    # As long as the fullest bin, on every rank: pipeline and expert parallelism exchange tensors of one size.
-    fullest = max(sum(padded[i] for i in members) for members in bins)
-    width = min(padded_length(fullest, math.lcm(_GRAIN, placement.batch_multiple)), tokens_per_microbatch)
+    grain = math.lcm(_GRAIN, placement.batch_multiple)
+    widths = [
+        min(padded_length(sum(padded[i] for i in members), grain), tokens_per_microbatch) for members in [*bins, ()]
+    ]
+    widths[-1] = min(grain, tokens_per_microbatch)  # of an empty micro-batch
+    if placement.equal_widths:
+        widths = [max(widths)] * len(widths)
     mine = deal([sum(lengths[i] for i in members) for members in bins], placement.dp_size)[placement.dp_rank]
     count = microbatches_per_rank(len(bins), placement.dp_size, placement.microbatch_multiple)
-    contents = [tuple(bins[index]) for index in mine] + [()] * (count - len(mine))
-    return Cut(tuple(contents), width, fill_ratio(sum(lengths), len(bins), width))
+    empty = count - len(mine)
+    return Cut(
+        microbatches=tuple(tuple(bins[index]) for index in mine) + ((),) * empty,
+        widths=tuple(widths[index] for index in mine) + (widths[-1],) * empty,
+        fill=sum(lengths) / sum(widths[:-1]),
+    )
 
 
 def build_step(
@@ -104,10 +114,12 @@ def build_step(
     """Pack the documents into bins and build this rank's microbatches of them; see `cut_step`."""
     lengths = store.lengths_D[list(documents)].tolist()
     cut = cut_step(lengths, tokens_per_microbatch, placement)
-    contents = [[store[documents[i]] for i in members] for members in cut.microbatches]
     trained = int(store.trained_D[list(documents)].sum())
     return Step(
-        microbatches=tuple(make_batch(content, cut.width, placement.document_multiple, pad_id) for content in contents),
+        microbatches=tuple(
+            make_batch([store[documents[i]] for i in members], width, placement.document_multiple, pad_id)
+            for members, width in zip(cut.microbatches, cut.widths, strict=True)
+        ),
         documents=tuple(documents),
         tokens=sum(lengths),
         trained_tokens=trained,

@@ -40,8 +40,7 @@ def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
     First-fit decreasing: the longest first, each into the first bin with room; equal lengths in the order given, so
     that the result is a function of the arguments. It uses at most 11/9 OPT + 6/9 bins (D. S. Johnson, Near-optimal bin
-    packing algorithms, 1973; the bound is G. Dósa's, 2007). `fill_ratio` says how full they are. Raises ValueError for
-    a length above the budget.
+    packing algorithms, 1973; the bound is G. Dósa's, 2007). Raises ValueError for a length above the budget.
     """
     room: list[int] = []
     bins: list[list[int]] = []
@@ -57,11 +56,6 @@ def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
         bins[fits].append(index)
         room[fits] -= length
     return bins
-
-
-def fill_ratio(tokens: int, bins: int, budget: int) -> float:
-    """The share of `bins` × `budget` positions that hold a token of a document; 0 without bins."""
-    return tokens / (bins * budget) if bins else 0.0
 
 
 def deal(bin_tokens: Sequence[int], ranks: int) -> list[list[int]]:

@@ -30,10 +30,32 @@ class RMSNorm(torch.nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Normalise the last dimension."""
-        if hidden.dtype == torch.float32:
-            return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
-        # The weight is multiplied in the model's precision, after rounding: transformers' order.
-        return self.weight * F.rms_norm(hidden.float(), self.weight.shape, eps=self.eps).to(hidden.dtype)
+        normalised: torch.Tensor = _RMSNorm.apply(hidden, self.weight, self.eps)
+        return normalised
+
+
+class _RMSNorm(torch.autograd.Function):
+    """x̂ = x / √(mean(x²) + ε) in fp32, then rounded and times the weight in the model's precision: transformers' order.
+
+    Autograd would keep fp32 copies, in bf16 the most of a layer's activations: here the input is kept, which others
+    keep too, and one number a row. Backward: dx = (g·w − x̂ · mean(g·w·x̂)) / √(mean(x²) + ε), dw = Σ g·x̂.
+    """
+
+    @staticmethod
+    def forward(context: Any, hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        wide = hidden.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(eps))
+        context.save_for_backward(hidden, weight, scale)
+        return (wide * scale).to(hidden.dtype).mul_(weight)
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        hidden, weight, scale = context.saved_tensors
+        grad, normalised = gradients[0].float(), hidden.float() * scale
+        grad_weight = (grad * normalised).flatten(0, -2).sum(0).to(weight.dtype)
+        grad = grad * weight.float()
+        along = (grad * normalised).mean(-1, keepdim=True)
+        return grad.sub_(normalised.mul_(along)).mul_(scale).to(hidden.dtype), grad_weight, None
 
 
 class _GatherSequence(torch.autograd.Function):

@@ -9,7 +9,6 @@ from megatron.core import parallel_state
 
 from qedmeg import device
 from qedmeg.data.chat import Document
-from qedmeg.data.loader import Placement
 from qedmeg.data.packing import PackedBatch, make_batch, padded_length
 from qedmeg.model.build import LogprobHead
 from qedmeg.parallel import from_last_stage
@@ -33,20 +32,18 @@ def token_logprobs(policy: Policy, microbatches: Sequence[PackedBatch], temperat
 def document_logprobs(policy: Policy, documents: Sequence[np.ndarray]) -> list[np.ndarray]:
     """For each document of L tokens its log-probabilities [L − 1], at temperature 1; on every rank."""
     place = placement(policy.parallelism)
-    alone = Placement(0, 1, place.document_multiple, place.batch_multiple, place.microbatch_multiple)
-    batches = [_alone(tokens_L, alone) for tokens_L in documents]
-    width = max(batch.tokens_T.numel() for batch in batches)
-    batches = [_alone(tokens_L, alone, width) for tokens_L in documents]
-    padding = -len(batches) % alone.microbatch_multiple
+    widths = [padded_length(len(tokens_L), place.batch_multiple) for tokens_L in documents]
+    if place.equal_widths:
+        widths = [max(widths)] * len(widths)
+    batches = [
+        make_batch([Document(tokens_L, np.ones(len(tokens_L), dtype=bool))], width, place.document_multiple)
+        for tokens_L, width in zip(documents, widths, strict=True)
+    ]
+    padding = -len(batches) % place.microbatch_multiple
     whole = whole_logprobs(policy, batches + batches[:1] * padding, temperature=1.0)
     return [
         logprobs_T[: len(tokens_L) - 1].cpu().numpy() for logprobs_T, tokens_L in zip(whole, documents, strict=False)
     ]
-
-
-def _alone(tokens_L: np.ndarray, place: Placement, width: int | None = None) -> PackedBatch:
-    document = Document(tokens_L, np.ones(len(tokens_L), dtype=bool))
-    return make_batch([document], width or padded_length(len(tokens_L), place.batch_multiple), place.document_multiple)
 
 
 def whole_logprobs(policy: Policy, microbatches: Sequence[PackedBatch], temperature: float) -> list[torch.Tensor]:

@@ -93,7 +93,7 @@ class Policy:
             "tokens": float(batch.tokens),
             "trained_tokens": trained,
             "fill": batch.fill,
-            "microbatch_tokens": float(batch.microbatches[0].tokens_T.numel()),
+            "microbatch_tokens": float(max(part.tokens_T.numel() for part in batch.microbatches)),
         }
         return loss, metrics
 
@@ -205,6 +205,7 @@ def placement(parallelism: Parallelism) -> Placement:
         document_multiple=parallelism.document_multiple(),
         batch_multiple=parallelism.batch_multiple(),
         microbatch_multiple=parallelism.pp if parallelism.vpp > 1 else 1,
+        equal_widths=parallelism.pp > 1 or parallelism.ep > 1,
     )
 
 

@@ -99,11 +99,11 @@ def pack_rollouts(
     lengths = [len(one.sample.prompt_P) + len(one.sample.tokens_T) for one in trained.samples]
     cut = cut_step(lengths or [1], tokens_per_microbatch, placement)  # of one token and no sample: a batch of padding
     packed = []
-    for members in cut.microbatches:
+    for members, width in zip(cut.microbatches, cut.widths, strict=True):
         samples = [trained.samples[index] for index in members if trained.samples]
         documents = [_document(one.sample) for one in samples]
-        batch = make_batch(documents, cut.width, placement.document_multiple, pad_id)
-        engine_T, advantages_T = torch.zeros(cut.width), torch.zeros(cut.width)
+        batch = make_batch(documents, width, placement.document_multiple, pad_id)
+        engine_T, advantages_T = torch.zeros(width), torch.zeros(width)
         for start, one in zip(batch.cu_seqlens.tolist(), samples, strict=False):
             first = start + len(one.sample.prompt_P) - 1  # where the first generated token is the label
             answer = slice(first, first + len(one.sample.tokens_T))

@@ -6,7 +6,7 @@ number, and such a one stands where a grade failed or a group is missing.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -109,20 +109,24 @@ def pack_rows(
     tokens_BS: torch.Tensor, mask_BL: torch.Tensor, tokens_per_microbatch: int, pad_id: int, placement: Placement
 ) -> PackedRows:
     """Pack a rank's own rows; `mask_BL` says which labels count. Data-parallel ranks have other rows, and come to an
-    agreement on the number of micro-batches and their length, at least one. All of them call it.
+    agreement on the number of micro-batches, at least one, and where they must be equally long on their length. All of
+    them call it.
 
     Raises:
         ValueError: a row is longer than `tokens_per_microbatch`.
     """
     lengths_B = (tokens_BS != NO_TOKEN).sum(1).tolist()
     rows = [row for row, length in enumerate(lengths_B) if length]
-    own = Placement(0, 1, placement.document_multiple, placement.batch_multiple, placement.microbatch_multiple)
+    own = replace(placement, dp_rank=0, dp_size=1)
     cut = cut_step([lengths_B[row] for row in rows] or [1], tokens_per_microbatch, own)
-    most = torch.tensor([len(cut.microbatches), cut.width], device=device.current())
+    most = torch.tensor([len(cut.microbatches), max(cut.widths)], device=device.current())
     dist.all_reduce(most, dist.ReduceOp.MAX, group=parallel_state.get_data_parallel_group())
-    count, width = most.tolist()
+    count, longest = most.tolist()
     members = tuple(tuple(rows[index] for index in indices if rows) for indices in cut.microbatches)
     members += ((),) * (count - len(members))
+    widths = (longest,) * count
+    if not placement.equal_widths:
+        widths = cut.widths + (min(cut.widths),) * (count - len(cut.widths))
     tokens_BS, mask_BL = tokens_BS.cpu(), mask_BL.cpu()
 
     def document(row: int) -> Document:
@@ -133,7 +137,7 @@ def pack_rows(
     return PackedRows(
         batches=tuple(
             make_batch([document(row) for row in inside], width, placement.document_multiple, pad_id)
-            for inside in members
+            for inside, width in zip(members, widths, strict=True)
         ),
         members=members,
         lengths_B=tuple(lengths_B),

@@ -6,8 +6,8 @@ The two take turns, and the matrix-product rate is measured between them, so tha
 TRL has an environment of its own, made from trl/requirements.txt at the first run. Asked are 1.3 times its trained
 tokens a second in fp32, 2 times in bf16, and at most 0.7 times its peak memory.
 
-TRL's packed sequences are filled up to --tokens tokens, qedmeg's micro-batches are as long as the step's fullest bin:
-with the documents of a default step that is nearly as much. The longest of each side stand in the result.
+TRL's packed sequences are filled up to --tokens tokens, qedmeg's micro-batches are as long as what they hold; the
+longest of each side stand in the result. qedmeg's memory includes that of writing its last checkpoint, TRL writes none.
 """
 
 import argparse

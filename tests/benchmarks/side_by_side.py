@@ -68,13 +68,16 @@ def run(command: Sequence[str], threads: int, log: Path) -> Run:
 
 
 def _memory(pid: int) -> int:
-    total = 0
+    """Of all processes now, or what the first alone held at most so far if that is more: no peak is missed between."""
+    total = highest = 0
     try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        highest = next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")), 0)
         for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
             total += process.memory_full_info().pss
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, ProcessLookupError, FileNotFoundError):
         pass  # ended while it was looked at
-    return total
+    return max(total, highest)
 
 
 def gigaflops(precision: str, threads: int) -> float:

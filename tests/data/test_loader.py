@@ -82,13 +82,22 @@ def test_the_ranks_together_hold_the_same_at_any_size(store: DocumentStore, docu
         assert len(about_the_step) == 1
 
 
-def test_microbatches_are_as_long_as_the_fullest_bin(store: DocumentStore) -> None:
+def test_microbatches_are_as_long_as_what_they_hold(store: DocumentStore) -> None:
     alone = build_step(store, [0], 1024, 0, Placement(batch_multiple=6))
     length = len(store[0].tokens_T)
     assert alone.microbatches[0].tokens_T.numel() == -(-length // 192) * 192
     assert alone.fill == length / alone.microbatches[0].tokens_T.numel()
     tight = build_step(store, [0], length, 0, Placement())
     assert tight.fill == 1.0
+
+
+def test_microbatches_are_equally_long_only_where_they_must_be(store: DocumentStore) -> None:
+    own, equal = (build_step(store, range(10), 256, 0, Placement(equal_widths=equal)) for equal in (False, True))
+    widths = [batch.tokens_T.numel() for batch in own.microbatches]
+    assert widths == [-(-int(batch.cu_seqlens[batch.documents]) // 64) * 64 for batch in own.microbatches]
+    assert len(set(widths)) > 1
+    assert [batch.tokens_T.numel() for batch in equal.microbatches] == [max(widths)] * len(widths)
+    assert own.fill == own.tokens / sum(widths) > equal.fill == own.tokens / (max(widths) * len(widths))
 
 
 def test_microbatch_counts_suit_an_interleaved_schedule(store: DocumentStore) -> None:

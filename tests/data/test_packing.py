@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from qedmeg.data.chat import Document
-from qedmeg.data.packing import deal, fill_ratio, make_batch, microbatches_per_rank, pack, padded_length
+from qedmeg.data.packing import deal, make_batch, microbatches_per_rank, pack, padded_length
 
 
 def document(tokens: list[int], mask: list[int]) -> Document:
@@ -21,9 +21,7 @@ B = document([21, 22, 23], [0, 1, 1])
 def test_first_fit_decreasing_by_hand() -> None:
     # 7 opens bin 0; 6 opens 1; 5 opens 2; 4 fits 1 (6 + 4); the first 3 fits 0 (7 + 3), the second 2 (5 + 3); 2 fits 2
     assert pack([3, 7, 2, 5, 6, 4, 3], budget=10) == [[1, 0], [4, 5], [3, 6, 2]]
-    assert fill_ratio(30, 3, 10) == 1.0
     assert pack([], budget=10) == []
-    assert fill_ratio(0, 0, 10) == 0.0
     with pytest.raises(ValueError, match="document 1 has 11 tokens"):
         pack([1, 11], budget=10)
 

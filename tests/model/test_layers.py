@@ -1,4 +1,4 @@
-"""Attention of packed documents: which share a call, and that it makes no difference."""
+"""The norm against its formula. Attention of packed documents: which share a call, and that it makes no difference."""
 
 import itertools
 from types import SimpleNamespace
@@ -9,7 +9,25 @@ import torch.nn.functional as F
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from qedmeg.model.layers import AttentionBlock, SDPAttention, attention_blocks, multiply_in
+from qedmeg.model.layers import AttentionBlock, RMSNorm, SDPAttention, attention_blocks, multiply_in
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(5, 1, 16), (5, 4, 16), (3, 16)])
+def test_the_norm_is_its_formula_to_the_bit_and_has_its_gradients(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    config = TransformerConfig(num_layers=1, hidden_size=16, num_attention_heads=4, params_dtype=dtype)
+    norm = RMSNorm(config, 16, eps=1e-3)
+    norm.weight.data.uniform_(0.5, 2.0)
+    hidden = (3 * torch.randn(shape)).to(dtype).requires_grad_()
+    wide = hidden.float()
+    formula = norm.weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-3)).to(dtype)
+    found = norm(hidden)
+    assert torch.equal(found, formula)
+    weight = torch.randn(shape).to(dtype)
+    gradients = [torch.autograd.grad(output, (hidden, norm.weight), weight) for output in (found, formula)]
+    rounding = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    torch.testing.assert_close(*gradients, **rounding)
 
 
 def _bounds(*lengths: int) -> tuple[int, ...]:
