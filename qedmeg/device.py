@@ -63,7 +63,7 @@ def prepare() -> None:
     if _prepared or has_gpu():
         return
     _prepared = True
-    _keep_freed_memory()
+    keep_freed_memory()
     # torch looks its constructors up once, when a `with torch.device(...)` is first entered: it must find its own, or
     # that context would have no effect on the wrapped ones, and transformers load models half initialised.
     _device._device_constructors()
@@ -88,11 +88,11 @@ def prepare() -> None:
     random._get_cuda_rng_state = lambda *_, **__: torch.default_generator.get_state()
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Let glibc hand freed memory out again instead of giving it back to the system.
 
     By default each large tensor is new memory, which the system clears page by page when it is first touched: for the
-    passes over a chunk of logits that took longer than the passes themselves.
+    passes over a chunk of logits, and for weights that an engine receives, that takes longer than the work itself.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:  # another C library

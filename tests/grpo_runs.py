@@ -66,6 +66,20 @@ def finish(process: "subprocess.Popen[str]") -> tuple[int, str]:
     return process.returncode, output
 
 
+def refused(config: Path, settings: list[str]) -> str:
+    """The error that the settings are refused with; runs on each rank of a pool."""
+    from qedmeg.config_rl import GRPOConfig
+    from qedmeg.errors import UserError
+    from qedmeg.settings import load_config
+    from qedmeg.training.grpo import train
+
+    try:
+        train(load_config(GRPOConfig, config, settings))
+    except UserError as error:
+        return str(error)
+    raise AssertionError("the settings were taken")
+
+
 def kill(process: "subprocess.Popen[str]") -> None:
     """SIGKILL to the ranks; the rollout process and its engines must end by themselves."""
     if process.poll() is None:

@@ -4,7 +4,6 @@ vLLM's workers import this module by `worker_extension_cls`, which registers the
 It also mends what vLLM 0.32 leaves stale on CPUs, where layers keep their weights in packed copies.
 """
 
-import ctypes
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from vllm.model_executor.model_loader.reload.layerwise import (
     initialize_layerwise_reload,
 )
 
+from qedmeg import device
 from qedmeg.model.export import ExportedTensor, lay_out
 from qedmeg.rollout.gloo_link import EngineLink, SharedMemory
 
@@ -52,7 +52,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInit, GlooUpdate]):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._link: EngineLink | None = None
-        _keep_freed_memory()
+        device.keep_freed_memory()
         _share_tied_output(self.model)
 
     def init_transfer_engine(self, init_info: GlooInit) -> None:
@@ -100,15 +100,6 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInit, GlooUpdate]):
         if self._link is not None:
             self._link.close()
         self._link = None
-
-
-def _keep_freed_memory() -> None:
-    """Let this process use freed memory again. Large blocks would go back to the system, and getting them anew costs
-    several times what copying weights into them does, twice at every update."""
-    mmap_max, trim_threshold = -4, -1  # of mallopt(3)
-    libc = ctypes.CDLL(None)
-    libc.mallopt(mmap_max, 0)
-    libc.mallopt(trim_threshold, -1)
 
 
 def _share_tied_output(model: torch.nn.Module) -> None:

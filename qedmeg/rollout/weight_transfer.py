@@ -58,48 +58,6 @@ class EngineControl(Protocol):
         """`finish_weight_update`, with the version as text."""
 
 
-def engine_options() -> dict[str, Any]:
-    """What an engine must be started with to take part: arguments of `LLM`, and of a server in its spelling."""
-    if device.has_gpu():
-        return {"weight_transfer_config": {"backend": "nccl"}}
-    return {
-        "weight_transfer_config": {"backend": "gloo"},
-        "worker_extension_cls": "qedmeg.rollout.gloo_engine.GlooWorker",
-    }
-
-
-@dataclass(frozen=True)
-class InProcess:
-    """Controls a vLLM `LLM` of this process."""
-
-    llm: Any
-    name: str = "local"
-
-    @property
-    def workers(self) -> int:
-        size: int = self.llm.llm_engine.vllm_config.parallel_config.world_size
-        return size
-
-    def init_transfer(self, info: dict[str, Any]) -> None:
-        self._call(self.llm.init_weight_transfer_engine, {"init_info": info})
-
-    def start_update(self) -> None:
-        self._call(self.llm.start_weight_update)
-
-    def update(self, info: dict[str, Any]) -> None:
-        self._call(self.llm.update_weights, {"update_info": info})
-
-    def finish_update(self, version: int) -> None:
-        self._call(self.llm.finish_weight_update, str(version))
-        self.llm.reset_prefix_cache()  # what it holds was computed with the old weights
-
-    def _call(self, method: Callable[..., None], *arguments: Any) -> None:
-        try:
-            method(*arguments)
-        except Exception as error:
-            raise EngineLost(self.name, f"{type(error).__name__}: {error}") from error
-
-
 @dataclass(frozen=True)
 class TransferReport:
     """What became of one transfer; the same on all ranks."""

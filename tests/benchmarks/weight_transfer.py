@@ -65,9 +65,9 @@ def trainer(folder: Path, dtype_name: str, path: str, repeats: int) -> None:
 
 def run(folder: Path, dtype_name: str, repeats: int, scratch: Path) -> dict[str, Any]:
     """Start an engine and the ranks, and return what rank 0 printed."""
-    from tests.rollout.transfer_ends import VllmInProcess
+    from tests.rollout.transfer_ends import EngineInProcess
 
-    engine = VllmInProcess(folder, 1, scratch, dtype={"float32": "float32", "bfloat16": "bfloat16"}[dtype_name])
+    engine = EngineInProcess(folder, 1, scratch, dtype={"float32": "float32", "bfloat16": "bfloat16"}[dtype_name])
     try:
         engine.wait()
         with socket.socket() as probe:
@@ -129,6 +129,7 @@ def main() -> int:
         folder, dtype_name, path, repeats = arguments.trainer
         trainer(Path(folder), dtype_name, path, int(repeats))
         return 0
+    os.environ["OMP_NUM_THREADS"] = "1"  # the engine's too
     results = {}
     with tempfile.TemporaryDirectory(prefix="weight-transfer-") as scratch:
         for dtype_name in arguments.dtype:

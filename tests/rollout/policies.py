@@ -2,8 +2,10 @@
 
 import asyncio
 import hashlib
+import socket
 from collections.abc import Sequence
 from contextlib import aclosing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +15,18 @@ from transformers import AutoModelForCausalLM
 
 from qedmeg.rollout.engine import rollout_options
 from qedmeg.rollout.fleet import Fleet, Request
+from qedmeg.rollout.gloo_link import Slots, TrainerLink
 from qedmeg.rollout.sample import Sample, Sampling
-from qedmeg.rollout.server import free_port
 from tests.checkpoints import make_checkpoint
 
 MAX_LENGTH = 320
+SECONDS = 60.0
 STOPS = tuple(range(0, 300, 60))
 
 
 def options(**others: Any) -> dict[str, Any]:
     """What the tests' engines are started with."""
-    chosen = rollout_options(MAX_LENGTH, tp=1, concurrency=16, kv_cache_gib=0.0625)
-    return chosen | {"worker_extension_cls": "tests.rollout.spike_engine.Worker"} | others
+    return rollout_options(MAX_LENGTH, tp=1, concurrency=16, kv_cache_gib=0.0625) | others
 
 
 def make_policies(folder: Path) -> None:
@@ -82,25 +84,31 @@ def reference(models: dict[int, Any], sample: Sample, temperature: float) -> np.
 
 
 async def send(fleet: Fleet, model: Any, version: int) -> None:
-    """Send weights to every engine, as the trainer does at each step: pause, transfer, resume."""
-    from tests.rollout import spike_engine
-
+    """Send weights to every engine, in one bucket, as the trainer does at each step: pause, transfer, resume."""
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    whole = torch.cat([tensor.flatten().view(torch.uint8) for tensor in weights.values()])
+    slots = Slots([len(whole)])
+    info = {
+        "names": list(weights),
+        "dtype_names": ["float32"] * len(weights),
+        "shapes": [list(tensor.shape) for tensor in weights.values()],
+        "buckets": [len(weights)],
+    }
     await fleet.pause()
-    for name, _ in fleet.live():
-        port = free_port()
-        joining = asyncio.create_task(asyncio.to_thread(spike_engine.join, 0, port))
-        await fleet.call(name, "init_transfer", {"port": port})
-        group = await joining
+    for name, workers in fleet.live():
+        listener, size = socket.create_server(("127.0.0.1", 0)), workers + 1
+        host, port = listener.getsockname()
+        joining = asyncio.create_task(asyncio.to_thread(TrainerLink, listener, size, SECONDS))
+        where = {"master_address": host, "master_port": port, "world_size": size, "seconds": SECONDS}
+        await fleet.call(name, "init_transfer", where | {"memory": asdict(slots.describe())})
+        link = await joining
         await fleet.call(name, "start_update", {})
-
-        def push(group: Any = group) -> None:
-            for tensor in weights.values():
-                spike_engine.broadcast(group, tensor)
-
-        pushing = asyncio.create_task(asyncio.to_thread(push))
-        shapes = [list(tensor.shape) for tensor in weights.values()]
-        await fleet.call(name, "update", {"names": list(weights), "shapes": shapes})
-        await pushing
+        slots.restart()
+        works = link.send(slots.allocate(len(whole)).copy_(whole))
+        await fleet.call(name, "update", info)
+        for work in works:
+            work.wait()
         await fleet.call(name, "finish_update", {"version": version})
+        link.close()
+    slots.close()
     await fleet.resume(version)

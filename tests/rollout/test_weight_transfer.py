@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from qedmeg.rollout.protocol import EngineLost
 from tests.rollout.stand_in import Behaviour, StandIn
 from tests.rollout.transfer_checks import Weights, check_in_flight, check_in_process, check_over_http
-from tests.rollout.transfer_ends import VllmInProcess, VllmServer, send_each
+from tests.rollout.transfer_ends import EngineInProcess, VllmServer, send_each
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def dense(tmp_path_factory):
 def engines(tmp_path_factory, moe_tied, dense):
     """An `LLM` and a server, which start at the same time."""
     scratch = tmp_path_factory.mktemp("engines")
-    started = [VllmInProcess(moe_tied.a, 1, scratch), VllmServer(dense.a, 1, scratch)]
+    started = [EngineInProcess(moe_tied.a, 1, scratch), VllmServer(dense.a, 1, scratch)]
     try:
         for engine in started:
             engine.wait()

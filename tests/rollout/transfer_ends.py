@@ -1,13 +1,11 @@
-"""Both ends of a weight transfer for tests: the trainer's ranks, and vLLM as it runs in a run: an `LLM` in a process
-that is not the trainer's, or a server."""
+"""Both ends of a weight transfer for tests: the trainer's ranks, and vLLM as it runs in a run: in a process that is not
+the trainer's, or as a server."""
 
+import contextlib
 import json
 import multiprocessing
 import os
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -21,36 +19,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from qedmeg.rollout.engine import RolloutEngine, rollout_options
 from qedmeg.rollout.protocol import EngineLost
-from qedmeg.rollout.weight_transfer import InProcess, TransferReport, WeightSender, engine_options
+from qedmeg.rollout.server import ServerProcess
+from qedmeg.rollout.weight_transfer import TransferReport, WeightSender
 
 START_SECONDS = 180.0
 CALL_SECONDS = 60.0
-CPU_ENVIRONMENT = {
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "TORCHDYNAMO_DISABLE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
-    "VLLM_SERVER_DEV_MODE": "1",
-    "VLLM_HOST_IP": "127.0.0.1",
-    "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
-}
 LENGTH = 2048
 
 
 def options(tp: int) -> dict[str, Any]:
-    """Of an engine on a CPU whose weights come by transfer alone."""
-    return {
-        "load_format": "dummy",
-        "skip_tokenizer_init": True,
-        "dtype": "float32",
-        "enforce_eager": True,
-        "kv_cache_memory_bytes": 64 << 20,
-        "max_model_len": LENGTH,
-        "max_num_seqs": 16,
-        "tensor_parallel_size": tp,
-    } | engine_options()
+    """Of an engine whose weights come by transfer alone."""
+    return rollout_options(LENGTH, tp, concurrency=16, kv_cache_gib=0.0625)
 
 
 # --- the trainer's ranks ---------------------------------------------------------------------------------------------
@@ -144,70 +125,37 @@ def serve(path: str, engine: Any) -> None:
             threading.Thread(target=answer, args=(listener.accept(),), daemon=True).start()
 
 
-class _VllmHere(InProcess):
-    """`InProcess`, and what the tests ask of the engine besides."""
-
-    def logprobs(self, prompts: list[list[int]]) -> list[np.ndarray]:
-        from vllm import SamplingParams
-
-        asked: list[Any] = [{"prompt_token_ids": prompt} for prompt in prompts]
-        outputs = self.llm.generate(
-            asked, SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False), use_tqdm=False
-        )
-        return [
-            np.array([told[token].logprob for token, told in zip(prompt[1:], output.prompt_logprobs[1:], strict=True)])
-            for prompt, output in zip(prompts, outputs, strict=True)
-        ]
+class _Engine(RolloutEngine):
+    """The engine of the rollout process, and what the tests ask of it besides."""
 
     def greedy(self, prompts: list[list[int]], tokens: int) -> list[tuple[list[int], list[float]]]:
         from vllm import SamplingParams
 
         asked: list[Any] = [{"prompt_token_ids": prompt} for prompt in prompts]
         settings = SamplingParams(max_tokens=tokens, temperature=0.0, logprobs=0, ignore_eos=True, detokenize=False)
-        choices = [output.outputs[0] for output in self.llm.generate(asked, settings, use_tqdm=False)]
+        choices = [output.outputs[0] for output in self._llm.generate(asked, settings, use_tqdm=False)]
         return [
             (list(c.token_ids), [told[t].logprob for t, told in zip(c.token_ids, c.logprobs, strict=True)])
             for c in choices
         ]
 
-    def workers_now(self) -> int:
-        return self.workers
+    def logprobs(self, prompts: list[list[int]]) -> list[np.ndarray]:
+        return self.prompt_logprobs([np.array(prompt) for prompt in prompts])
 
 
-def host_vllm(folder: Path, path: str, options: dict[str, Any]) -> None:
-    """The process of `VllmInProcess`."""
-    os.environ.update(CPU_ENVIRONMENT)
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    from vllm import LLM
-
-    serve(path, _VllmHere(LLM(str(folder), disable_log_stats=True, **options)))
+def host_engine(folder: Path, path: str, options: dict[str, Any]) -> None:
+    """The process of `EngineInProcess`."""
+    serve(path, _Engine(folder, options))
 
 
-class Process:
-    """A process that ends with the test."""
-
-    control: Any
-
-    def __init__(self) -> None:
-        self.process: Any = None
-
-    def signal(self, number: int) -> None:
-        os.kill(self.process.pid, number)
-
-    def close(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-
-
-class VllmInProcess(Process):
-    """An `LLM` in a process of its own, as in the rollout process."""
+class EngineInProcess:
+    """An engine in a process of its own, as in the rollout process."""
 
     def __init__(self, folder: Path, tp: int, scratch: Path, **more: Any) -> None:
-        super().__init__()
         path = str(scratch / f"llm-{time.monotonic_ns()}")
         self.control = PipeControl("local", tp, path)
         self.process = multiprocessing.get_context("spawn").Process(
-            target=host_vllm, args=(folder, path, options(tp) | more)
+            target=host_engine, args=(folder, path, options(tp) | more)
         )
         self.process.start()
 
@@ -277,34 +225,18 @@ class HttpControl:
             raise EngineLost(self.name, f"{route}: {error}") from None
 
 
-class VllmServer(Process):
-    """A vLLM server."""
+class VllmServer:
+    """A server, as the fleet starts it."""
 
     def __init__(self, folder: Path, tp: int, scratch: Path) -> None:
-        super().__init__()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.control = HttpControl(f"http://127.0.0.1:{port}", tp)
-        flags = ["--model", str(folder), "--host", "127.0.0.1", "--port", str(port), "--tokens-only"]
-        for name, value in options(tp).items():
-            flag = "--" + name.replace("_", "-")
-            flags += [flag] if value is True else [flag, json.dumps(value) if isinstance(value, dict) else str(value)]
-        self.log = scratch / f"server-{port}.log"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *flags],
-                env=os.environ | CPU_ENVIRONMENT,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        self.process = ServerProcess(folder, options(tp), scratch / f"server-{time.monotonic_ns()}.log")
+        self.control = HttpControl(self.process.address, tp)
 
     def wait(self) -> None:
         deadline = time.monotonic() + START_SECONDS
         while True:
-            assert self.process.poll() is None, self.log.read_text()[-3000:]
-            assert time.monotonic() < deadline, self.log.read_text()[-3000:]
+            assert self.process.ended() is None, self.process.ended()
+            assert time.monotonic() < deadline, self.process.told()
             try:
                 urllib.request.urlopen(f"{self.control.name}/health", timeout=2).close()
                 return
@@ -315,5 +247,6 @@ class VllmServer(Process):
         os.killpg(self.process.pid, number)
 
     def close(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            self.signal(signal.SIGKILL)
+        self.process.close()

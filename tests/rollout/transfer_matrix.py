@@ -13,7 +13,7 @@ import pytest
 
 from qedmeg.rollout.weight_transfer import WeightSender
 from tests.rollout.transfer_checks import PROMPTS, Weights, check_in_flight, check_in_process, check_over_http
-from tests.rollout.transfer_ends import VllmInProcess, VllmServer, build
+from tests.rollout.transfer_ends import EngineInProcess, VllmServer, build
 
 PATIENCE = 6.0
 """`seconds` of the sender: an engine is lost after half of it."""
@@ -40,7 +40,7 @@ def server(weights, tp, tmp_path_factory):
 
 
 def test_in_process(ranks, weights, tp, tmp_path):
-    engine = VllmInProcess(weights.a, tp, tmp_path)
+    engine = EngineInProcess(weights.a, tp, tmp_path)
     try:
         engine.wait()
         check_in_process(ranks, engine.control, weights)

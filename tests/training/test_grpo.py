@@ -1,6 +1,5 @@
 """GRPO from end to end: real ranks, a real rollout process, a real vLLM engine, a judge over HTTP."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -81,11 +80,16 @@ def test_two_model_parallel_ranks_do_the_same(finished, judge, tmp_path):
         (["data.prompt=Prove it."], "must hold {problem}"),
     ],
 )
-def test_mistakes_end_before_anything_is_generated(judge, tmp_path, settings, message):
+def test_mistakes_end_before_anything_is_generated(ranks, judge, tmp_path, settings, message):
     config = grpo_runs.write_inputs(tmp_path, judge.url)
-    status, output = grpo_runs.finish(grpo_runs.start(config, *settings))
-    assert status == EXIT_USER_ERROR
-    assert message in output
-    assert "Traceback" not in output
+    (told,) = ranks(grpo_runs.refused, 1, config, settings)
+    assert message in told
     assert not (tmp_path / "run").exists()
-    shutil.rmtree(tmp_path)
+
+
+def test_a_mistake_is_one_line_and_status_2(judge, tmp_path):
+    config = grpo_runs.write_inputs(tmp_path, judge.url)
+    status, output = grpo_runs.finish(grpo_runs.start(config, "rollout.max_lag=2"))
+    assert status == EXIT_USER_ERROR
+    assert "error: " in output
+    assert "Traceback" not in output
