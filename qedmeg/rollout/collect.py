@@ -20,7 +20,7 @@ from qedmeg.grading.grade import Failed, Grade
 from qedmeg.grading.grader import Grader, ProofProblem
 from qedmeg.rollout import schedule
 from qedmeg.rollout.fleet import Fleet, Request
-from qedmeg.rollout.grading import PatientGrader, no_proof, proof_of
+from qedmeg.rollout.grading import NO_PROOF, PatientGrader, no_proof, proof_of
 from qedmeg.rollout.protocol import ProcessConfig, WeightsNeeded
 from qedmeg.rollout.sample import Sample, Sampling
 from qedmeg.rollout.schedule import Slot
@@ -87,6 +87,8 @@ class Collector:
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
+                if anew := self._store.withdraw_grades(self._grader.version, NO_PROOF):
+                    self._say(f"the grader is another one than before: {anew} proofs are graded again")
                 for stored in self._store.groups():
                     self._take_up(stored)
                 await self._loop()

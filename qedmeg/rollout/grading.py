@@ -65,6 +65,11 @@ class PatientGrader:
         self._last: list[Grade] = []
 
     @property
+    def version(self) -> str:
+        """Of the grader that is asked."""
+        return self._grader.version
+
+    @property
     def is_paused(self) -> bool:
         """Whether it is not asked at present."""
         return not self._open.is_set()

@@ -189,6 +189,17 @@ class Store:
             _GRADE.dump_json(grade).decode(errors="replace"),
         )
 
+    def withdraw_grades(self, grader: str, also: str) -> int:
+        """Let the grades of groups that no step has used count no more, but for those of two graders' versions: proofs
+        of one group are compared, and must have been graded alike. How many they were."""
+        with self._told_apart():
+            return self._database.execute(
+                "UPDATE grades SET counts = 0 WHERE counts AND failure IS NULL AND grade ->> 'grader' NOT IN (?, ?) "
+                'AND rollout IN (SELECT r.id FROM rollouts r JOIN groups g ON g.id = r."group" '
+                "WHERE g.state IN ('open', 'ready'))",
+                (grader, also),
+            ).rowcount
+
     def mark_too_old(self, rollout: int, step: int) -> None:
         """The rollout would lag too far behind in `step` and later."""
         self._write("UPDATE rollouts SET too_old = ? WHERE id = ?", step, rollout)

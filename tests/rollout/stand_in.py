@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from tests.rollout.transfer_ends import PipeControl, Process, serve
+from tests.rollout.transfer_ends import PipeControl, serve
 
 
 @dataclass(frozen=True)
@@ -126,11 +126,10 @@ def host_stand_in(path: str, workers: int, behaviour: Behaviour, folder: Path) -
         behaviour = Behaviour()
 
 
-class StandIn(Process):
+class StandIn:
     """Receives weights into files, with so many workers, and dies or hangs as told; then it is started again."""
 
     def __init__(self, folder: Path, name: str, workers: int = 1, behaviour: Behaviour | None = None) -> None:
-        super().__init__()
         self.folder = folder / f"{name}-{time.monotonic_ns()}"
         self.folder.mkdir()
         path = str(self.folder / "socket")

@@ -12,7 +12,7 @@ from qedmeg.errors import UserError
 from qedmeg.grading.grade import Graded
 from qedmeg.rollout.grading import NO_PROOF, proof_of
 from qedmeg.rollout.protocol import WeightsNeeded
-from qedmeg.rollout.sample import Sample
+from qedmeg.rollout.sample import Batch, Sample
 from qedmeg.rollout.store import STORE_FILE, read_batch
 from tests.rollout.collecting import GROUP, PROMPTS, Setting, check, collect, content, make_setting, query, running
 from tests.rollout.scripted import GENERATED_FILE, GRADED_FILE, Script, lines
@@ -149,6 +149,28 @@ def test_grades_that_fail_leave_their_group_and_are_asked_for_anew(setting: Sett
     assert sum(batch.stats["grades_failed/timeout"] for batch in batches) == asked.count("failed") > 10
     assert sum(batch.stats["grader_requests"] for batch in batches) == len(asked)
     assert sum(batch.stats["grader_prompt_tokens"] for batch in batches) == 10 * len(asked)
+
+
+def test_a_group_is_graded_by_one_grader(setting: Setting, run_dir: Path) -> None:
+    """Another grader takes over in the midst of a step."""
+    config = setting.config(run_dir)
+
+    async def scene() -> tuple[Batch, list[str]]:
+        async with running(setting, config, Script(grade_seconds=0.05)) as run:
+            run.grader.version = "the one before"
+            step = asyncio.ensure_future(run.step(0))
+            while run.grader.asked < PROMPTS * GROUP or not lines(run_dir / GRADED_FILE):
+                await asyncio.sleep(0.001)
+            step.cancel()
+        graded = len(lines(run_dir / GRADED_FILE))
+        async with running(setting, config, Script()) as run:
+            batch = await run.step(0)
+            assert run.grader.asked == PROMPTS * GROUP > graded > 0
+            return batch, run.said
+
+    batch, said = asyncio.run(scene())
+    assert {rollout.grade.grader for group in batch.groups for rollout in group.rollouts} == {"scripted"}
+    assert any("the grader is another one than before" in line for line in said)
 
 
 def test_a_group_with_too_few_grades_is_replaced(setting: Setting, run_dir: Path) -> None:

@@ -97,6 +97,21 @@ def test_a_rollout_is_graded_once(store: Store) -> None:
         store.add_sample(0, 1, 0, sample(), "again")
 
 
+def test_grades_of_another_grader_are_withdrawn_where_no_step_has_used_them(store: Store) -> None:
+    other, no_proof = replace(GRADE, grader="judge/2"), replace(GRADE, grader="no proof")
+    for group in range(3):
+        fill(store, group, [GRADE, other, no_proof, Failed("timeout", "", COST)])
+    store.make_ready(1)
+    store.make_ready(2)
+    store.assign(0, [2], {})
+    assert store.withdraw_grades("judge/2", "no proof") == 2
+    for group in store.groups():
+        assert [one.grade for one in group.rollouts] == [None, other, no_proof, Failed("timeout", "", COST)]
+    assert len(read_batch(store.path, 0).groups[0].rollouts) == 3
+    assert store.withdraw_grades("judge/2", "no proof") == 0
+    assert store.counts(1)["grader_requests"] == 0
+
+
 def test_what_is_too_old_is_left_out(store: Store, path: Path) -> None:
     rollouts = fill(store, 0, [GRADE, GRADE, GRADE])
     store.mark_too_old(rollouts[1], 0)
