@@ -25,7 +25,7 @@ HELD_OUT = 108
 SAMPLES = 4
 BASE_SAMPLES = 1  # a model of random weights earns nothing, and writes to the last token that it may
 TEACHER_PROOFS = 24_000
-INCOMPLETE = 0.35
+INCOMPLETE = 0.5
 """Share of the teacher proofs that lack sentences, as published teacher data holds incomplete proofs."""
 PROBLEMS = 2000
 SEED = 0
