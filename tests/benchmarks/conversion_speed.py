@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -128,11 +129,23 @@ def measure(size: str, repeats: int, folder: Path) -> dict[str, Any]:
     hf, megatron, back, copied = (folder / name for name in ("hf", "megatron", "back", "copied"))
     make_model(hf, size)
     runs: dict[str, list[dict[str, float]]] = {"cp": [], "hf_to_megatron": [], "megatron_to_hf": []}
-    for repeat in range(repeats):
+
+    def run_copy() -> None:
         runs["cp"].append({"seconds": copy(hf, copied)})
         shutil.rmtree(copied)
-        runs["hf_to_megatron"].append(_convert_apart("hf_to_megatron", hf, megatron))
-        runs["megatron_to_hf"].append(_convert_apart("megatron_to_hf", megatron, back))
+
+    def run_conversion(way: str, source: Path, target: Path) -> None:
+        runs[way].append(_convert_apart(way, source, target))
+
+    turn: list[Callable[[], None]] = [
+        lambda: run_conversion("hf_to_megatron", hf, megatron),
+        lambda: run_conversion("megatron_to_hf", megatron, back),
+    ]
+    for repeat in range(repeats):
+        # the copy first, between the two and last in turn: a disk may be slower the more was just written to it
+        place = repeat % 3
+        for one in [*turn[:place], run_copy, *turn[place:]]:
+            one()
         shutil.rmtree(megatron)
         shutil.rmtree(back)
         print(
@@ -172,7 +185,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--size", choices=SIZES, default="0.6b", help="of the model (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=7, help="of each (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=9, help="of each (default: %(default)s)")
     parser.add_argument("--folder", type=Path, help="where to write: 4 times the model (default: a temporary folder)")
     parser.add_argument("--one", nargs=3, metavar=("WAY", "SOURCE", "TARGET"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
