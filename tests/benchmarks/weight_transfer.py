@@ -67,7 +67,7 @@ def run(folder: Path, dtype_name: str, repeats: int, scratch: Path) -> dict[str,
     """Start an engine and the ranks, and return what rank 0 printed."""
     from tests.rollout.transfer_ends import EngineInProcess
 
-    engine = EngineInProcess(folder, 1, scratch, dtype={"float32": "float32", "bfloat16": "bfloat16"}[dtype_name])
+    engine = EngineInProcess(folder, 1, scratch, dtype=dtype_name, kv_cache_memory_bytes=256 << 20)
     try:
         engine.wait()
         with socket.socket() as probe:
