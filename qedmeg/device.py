@@ -95,7 +95,7 @@ def keep_freed_memory() -> None:
     passes over a chunk of logits, and for weights that an engine receives, that takes longer than the work itself.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
-    if set_option is not None:  # another C library
+    if set_option is not None:  # else it is another C library
         set_option(_M_MMAP_THRESHOLD, 2**30)
         set_option(_M_TRIM_THRESHOLD, 2**31 - 1)
 

@@ -92,10 +92,9 @@ def cut_step(lengths: Sequence[int], tokens_per_microbatch: int, placement: Plac
     padded = [padded_length(length, placement.document_multiple) for length in lengths]
     bins = pack(padded, tokens_per_microbatch)
     grain = math.lcm(_GRAIN, placement.batch_multiple)
-    widths = [
-        min(padded_length(sum(padded[i] for i in members), grain), tokens_per_microbatch) for members in [*bins, ()]
-    ]
-    widths[-1] = min(grain, tokens_per_microbatch)  # of an empty micro-batch
+    filled = [sum(padded[i] for i in members) for members in bins]
+    # the last is an empty micro-batch's
+    widths = [min(padded_length(tokens, grain), tokens_per_microbatch) for tokens in [*filled, 1]]
     if placement.equal_widths:
         widths = [max(widths)] * len(widths)
     mine = deal([sum(lengths[i] for i in members) for members in bins], placement.dp_size)[placement.dp_rank]

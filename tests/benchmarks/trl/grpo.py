@@ -15,25 +15,12 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from step_clock import Clock
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
 from qedmeg.data.problems import Problem
 from qedmeg.grading import symbolic
-
-
-class Clock(TrainerCallback):
-    """Seconds since the epoch at the start of the first step and at the end of each."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def on_step_begin(self, *_: object, **__: object) -> None:
-        if not self.times:
-            self.times.append(time.time())
-
-    def on_step_end(self, *_: object, **__: object) -> None:
-        self.times.append(time.time())
 
 
 def main(path: str) -> None:

@@ -5,27 +5,13 @@ python tests/benchmarks/trl/train.py MODEL ROWS OUT STEPS TOKENS SEQUENCES PRECI
 
 import json
 import sys
-import time
 from pathlib import Path
 
 import torch
 from datasets import load_dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from step_clock import Clock
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
-
-
-class Clock(TrainerCallback):
-    """The time at the end of each step."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def on_step_begin(self, *_: object, **__: object) -> None:
-        if not self.times:
-            self.times.append(time.monotonic())
-
-    def on_step_end(self, *_: object, **__: object) -> None:
-        self.times.append(time.monotonic())
 
 
 def main(model: str, rows: str, out: str, steps: str, tokens: str, accumulated: str, precision: str) -> None:
