@@ -11,7 +11,7 @@ from qedmeg.data.chat import Document
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Documents end to end in T = tokens_per_microbatch tokens, each attending to itself alone.
+    """Documents end to end in T = tokens_per_microbatch tokens, each attending to itself and to what it `follows`.
 
     `cu_seqlens` [segments + 1] int32 is where each segment begins, from 0 to T: first the documents, each padded to a
     multiple of what context parallelism needs, then, where room is left, one segment of padding.
@@ -24,10 +24,18 @@ class PackedBatch:
     mask_T: torch.Tensor
     """float32: 1 where `labels_T` is trained on, else 0."""
     positions_T: torch.Tensor
-    """int64: 0, 1, 2, ... from the start of each segment."""
+    """int64: 0, 1, 2, ... from the start of each segment, or on from the one that it follows."""
     cu_seqlens: torch.Tensor
     documents: int
     """Segments that are documents; the one after them, if there is one, is padding."""
+    follows: tuple[int, ...]
+    """Of each segment the one that it goes on from: it attends to that one's tokens, then to its own, as the answers to
+    one prompt do. −1: none."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest document, with those that it goes on from."""
+        return int(self.positions_T.max()) + 1
 
 
 def padded_length(length: int, multiple: int) -> int:
@@ -81,11 +89,16 @@ def microbatches_per_rank(bins: int, ranks: int, multiple_of: int = 1) -> int:
 
 
 def make_batch(
-    documents: Sequence[Document], tokens_per_microbatch: int, document_multiple: int = 1, pad_id: int = 0
+    documents: Sequence[Document],
+    tokens_per_microbatch: int,
+    document_multiple: int = 1,
+    pad_id: int = 0,
+    follows: Sequence[int] = (),
 ) -> PackedBatch:
     """Lay `documents` end to end, each padded inside its own segment to a multiple of `document_multiple` (2 × CP for
     context parallelism, 1 without), and fill up to `tokens_per_microbatch`, a multiple of it too. No padding is trained
-    on. Without documents the batch is one segment of padding. Raises ValueError where they do not fit."""
+    on. Without documents the batch is one segment of padding. `follows` are indices of documents, as in `PackedBatch`;
+    empty: each begins by itself. Raises ValueError where they do not fit."""
     T = tokens_per_microbatch
     if T % document_multiple:
         raise ValueError(f"tokens_per_microbatch {T} is not a multiple of {document_multiple}")
@@ -94,7 +107,8 @@ def make_batch(
     mask_T = np.zeros(T, dtype=np.float32)
     positions_T = np.zeros(T, dtype=np.int64)
     bounds = [0]
-    for document in documents:
+    follows = [*follows] or [-1] * len(documents)
+    for document, before in zip(documents, follows, strict=True):
         start, length = bounds[-1], len(document.tokens_T)
         stop = start + padded_length(length, document_multiple)
         if stop > T:
@@ -102,11 +116,13 @@ def make_batch(
         tokens_T[start : start + length] = document.tokens_T
         labels_T[start : start + length - 1] = document.tokens_T[1:]
         mask_T[start : start + length - 1] = document.mask_T[1:]
-        positions_T[start:stop] = np.arange(stop - start)
+        first = len(documents[before].tokens_T) if before >= 0 else 0
+        positions_T[start:stop] = np.arange(first, first + stop - start)
         bounds.append(stop)
     if bounds[-1] < T:
         positions_T[bounds[-1] :] = np.arange(T - bounds[-1])
         bounds.append(T)
+        follows.append(-1)
     return PackedBatch(
         tokens_T=torch.from_numpy(tokens_T),
         labels_T=torch.from_numpy(labels_T),
@@ -114,4 +130,5 @@ def make_batch(
         positions_T=torch.from_numpy(positions_T),
         cu_seqlens=torch.tensor(bounds, dtype=torch.int32),
         documents=len(documents),
+        follows=tuple(follows),
     )

@@ -20,7 +20,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from qedmeg import device
 from qedmeg.errors import UserError
 from qedmeg.model.families import Architecture
-from qedmeg.model.layers import multiply_in
+from qedmeg.model.layers import SegmentedSequence, multiply_in
 from qedmeg.model.output_logprobs import token_logprobs
 from qedmeg.model.output_loss import summed_cross_entropy
 from qedmeg.model.spec import block_spec, has_gradient_accumulation_fusion, has_transformer_engine
@@ -57,6 +57,15 @@ class LanguageModel(GPTModel):
         self.real_vocabulary = real_vocabulary
         self.logprob_head: LogprobHead | None = None
         """Set by whoever runs the model; None: the loss."""
+
+    def _preprocess(self, input_ids: torch.Tensor, position_ids: torch.Tensor, **kwargs: Any) -> tuple[Any, ...]:
+        """Megatron's, with rotary angles by each token's position where segments go on from others: Megatron counts
+        from 0 in every segment, but takes angles [T, 1, 1, d] of all tokens of a batch as they are."""
+        found: tuple[Any, ...] = super()._preprocess(input_ids, position_ids, **kwargs)
+        packed = kwargs.get("packed_seq_params")
+        if isinstance(packed, SegmentedSequence) and any(before >= 0 for before in packed.follows):
+            return (found[0], found[1][position_ids[0]], *found[2:])
+        return found
 
     def _postprocess(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Hidden states on inner stages; logits [b, s, vocabulary / TP] without labels; with labels the summed loss,

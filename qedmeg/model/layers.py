@@ -75,49 +75,71 @@ class _GatherSequence(torch.autograd.Function):
         return total[context.group.rank()], None
 
 
+@dataclass
+class SegmentedSequence(PackedSeqParams):
+    """Megatron's bounds of packed segments, and which of them go on from another."""
+
+    follows: tuple[int, ...] = ()
+    """As in `PackedBatch`."""
+
+
 SHARED_CALL_TOKENS = 512
 """Documents shorter than this share a call of attention: below it, what a call costs by itself shows."""
 _SHARED_CALL_FILL = 0.75
 
 
 @dataclass(frozen=True)
-class AttentionBlock:
-    """Segments [start, end) of a packed batch that one call of attention computes."""
+class AttentionPlan:
+    """The calls of attention that a packed batch takes, each over D documents padded to the longest's L tokens."""
 
-    start: int
-    end: int
-    index_DL: torch.Tensor | None = None
-    """For D > 1 documents padded to the longest's L tokens: where each token is in the batch. None for one document."""
-    real_T: torch.Tensor | None = None
-    """Which of the D·L tokens are not padding, in the batch's order."""
+    calls: tuple[slice | torch.Tensor, ...]
+    """Where the tokens of each are in the batch: those of one document, or indices [D, L]."""
+    kept_T: torch.Tensor | None
+    """Of each token of the batch, where it is in the outputs of the calls, end to end. None: they are in its order."""
 
 
 @lru_cache(maxsize=64)  # all layers of all passes over a micro-batch ask for the same
-def attention_blocks(bounds: tuple[int, ...], together: int = SHARED_CALL_TOKENS) -> tuple[AttentionBlock, ...]:
-    """How the documents between consecutive `bounds` are attended to: neighbours shorter than `together` in one call,
-    so long as each fills at least three quarters of the longest's place. Empty documents are in none."""
-    groups: list[list[tuple[int, int]]] = []
-    for start, end in itertools.pairwise(bounds):
-        if end == start:
-            continue
-        lengths = [stop - begin for begin, stop in groups[-1]] if groups else []
-        least, most = min([end - start, *lengths]), max([end - start, *lengths])
-        if lengths and most < together and least >= _SHARED_CALL_FILL * most:
-            groups[-1].append((start, end))
+def attention_plan(
+    bounds: tuple[int, ...], follows: tuple[int, ...] = (), together: int = SHARED_CALL_TOKENS
+) -> AttentionPlan:
+    """How the segments between consecutive `bounds` are attended to, some of which go on from another (`follows`).
+
+    Documents shorter than `together` share a call with others of nearly one length, so that three quarters of it or
+    more are no padding. A prompt is in the call of each of its answers: its keys are needed there, and what is computed
+    of it besides is taken from the first of them.
+    """
+    segments = list(itertools.pairwise(bounds))
+    rows_of: dict[int, list[tuple[int, int]]] = {}
+    for number, segment in enumerate(segments):
+        if segment[1] > segment[0]:
+            before = follows[number] if follows else -1
+            rows_of[number] = [segment] if before < 0 else [segments[before], segment]
+            rows_of.pop(before, None)  # its first answer's row has it
+    rows = list(rows_of.values())
+    if all(len(row) == 1 and row[0][1] - row[0][0] >= together for row in rows):
+        return AttentionPlan(tuple(slice(*row[0]) for row in rows), None)
+    indices = sorted((torch.cat([torch.arange(*part) for part in row]) for row in rows), key=len, reverse=True)
+    calls: list[list[torch.Tensor]] = []
+    for index_L in indices:
+        longest = len(calls[-1][0]) if calls else 0
+        if longest < together and len(index_L) >= _SHARED_CALL_FILL * longest > 0:
+            calls[-1].append(index_L)
         else:
-            groups.append([(start, end)])
-    return tuple(_block(group) for group in groups)
+            calls.append([index_L])
+    kept_T, done = torch.full((bounds[-1],), -1), 0
+    for call in calls:
+        for index_L in call:
+            kept_T[index_L] = torch.where(kept_T[index_L] < 0, done + torch.arange(len(index_L)), kept_T[index_L])
+            done += len(call[0])
+    return AttentionPlan(tuple(_place(call) for call in calls), kept_T)
 
 
-def _block(documents: list[tuple[int, int]]) -> AttentionBlock:
-    start, end = documents[0][0], documents[-1][1]
-    if len(documents) == 1:
-        return AttentionBlock(start, end)
-    starts_D, ends_D = torch.tensor(documents).unbind(1)
-    places_L = torch.arange(int((ends_D - starts_D).max()))
-    index_DL = starts_D[:, None] + places_L
-    real_T = (index_DL < ends_D[:, None]).flatten().nonzero()[:, 0]
-    return AttentionBlock(start, end, torch.minimum(index_DL, ends_D[:, None] - 1), real_T)
+def _place(indices: list[torch.Tensor]) -> slice | torch.Tensor:
+    first = indices[0]
+    if len(indices) == 1 and int(first[-1] - first[0]) == len(first) - 1:
+        return slice(int(first[0]), int(first[-1]) + 1)
+    # padded by tokens of its own at the end, where causal attention does not see them
+    return torch.stack([torch.cat([index_L, index_L[-1:].expand(len(first) - len(index_L))]) for index_L in indices])
 
 
 def multiply_in(linear: torch.nn.Module, dtype: torch.dtype) -> None:
@@ -146,8 +168,7 @@ def multiply_in(linear: torch.nn.Module, dtype: torch.dtype) -> None:
 class SDPAttention(MegatronModule):
     """Causal attention by torch's scaled_dot_product_attention: dense or packed, with context parallelism.
 
-    Nothing outside the diagonal blocks of packed documents is computed: a long document is a call of its own, short
-    ones of nearly one length share a call, padded at the end, where causal attention cannot see it.
+    Nothing outside the diagonal blocks of packed documents is computed (see `attention_plan`).
     Under context parallelism each rank holds chunks r and 2·CP−1−r of the 2·CP chunks of each sequence (Megatron's
     balanced order); keys and values are gathered, queries stay.
     """
@@ -184,24 +205,26 @@ class SDPAttention(MegatronModule):
             attended = self._attend(query, key, value)
             return attended.reshape(*attended.shape[:2], -1)
         bounds = tuple((packed_seq_params.cu_seqlens_q // self.cp_group.size()).tolist())
+        follows = packed_seq_params.follows if isinstance(packed_seq_params, SegmentedSequence) else ()
+        plan = attention_plan(bounds, follows, SHARED_CALL_TOKENS if self.cp_group.size() == 1 else 0)
         query, key, value = (tensor.view(-1, *tensor.shape[-2:]) for tensor in (query, key, value))
-        together = SHARED_CALL_TOKENS if self.cp_group.size() == 1 else 0
-        attended_blocks = [self._attend_block(query, key, value, block) for block in attention_blocks(bounds, together)]
-        return torch.cat(attended_blocks).reshape(query.shape[0], -1)
+        attended = torch.cat([self._attend_call(query, key, value, call) for call in plan.calls])
+        if plan.kept_T is not None:
+            attended = attended.index_select(0, plan.kept_T.to(attended.device))
+        return attended.flatten(1)
 
-    def _attend_block(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, block: AttentionBlock
+    def _attend_call(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: slice | torch.Tensor
     ) -> torch.Tensor:
-        """Causal attention of a block's documents, [t, h, d] to [tokens of the block, h, d]."""
-        if block.index_DL is None or block.real_T is None:
-            alone = (tensor[block.start : block.end, None] for tensor in (query, key, value))
-            return self._attend(*alone).squeeze(1)
-        index_DL, real_T = block.index_DL.to(query.device), block.real_T.to(query.device)
+        """Causal attention of the documents of a call, [t, h, d] to [D·L, h, d]."""
+        if isinstance(call, slice):
+            return self._attend(*(tensor[call, None] for tensor in (query, key, value))).squeeze(1)
+        index_DL = call.to(query.device)
         padded = (
             tensor.index_select(0, index_DL.flatten()).view(*index_DL.shape, *tensor.shape[1:]).transpose(0, 1)
             for tensor in (query, key, value)
         )
-        return self._attend(*padded).transpose(0, 1).flatten(0, 1).index_select(0, real_T)
+        return self._attend(*padded).transpose(0, 1).flatten(0, 1)
 
     def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """One causal attention over [s, b, h, d]."""

@@ -112,7 +112,14 @@ class Trainer:
         config = self.config
         other_terms = config.loss.kl_coef > 0 or config.loss.entropy_coef > 0
         trained = train_on(groups, config.rollout.max_tokens, config.advantage, keep_zero=other_terms)
-        return pack_rollouts(trained, config.data.tokens_per_microbatch, self.pad_id, config.loss, self.place)
+        return pack_rollouts(
+            trained,
+            config.data.tokens_per_microbatch,
+            self.pad_id,
+            config.loss,
+            self.place,
+            share_prompts=self.state.policy.shares_prompts,
+        )
 
     def _baselines(self, part: tuple[PackedRollouts, ...]) -> Baselines:
         """The trainer's own log-probabilities are computed where other steps come between, the reference's for KL."""

@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 from omegaconf import OmegaConf
@@ -20,7 +19,7 @@ from qedmeg.data.loader import Placement, Step
 from qedmeg.data.packing import PackedBatch
 from qedmeg.model.build import Compute, LanguageModel, LogprobHead, build_model
 from qedmeg.model.families import Architecture
-from qedmeg.model.layers import positions_of_rank
+from qedmeg.model.layers import SegmentedSequence, positions_of_rank
 from qedmeg.parallel import Parallelism, from_last_stage
 from qedmeg.training.optimizer import TrainingDivergedError
 
@@ -51,6 +50,8 @@ class Policy:
         gradients, and no memory for them. `kind` says what the last stage computes: a critic is a `ValueModel`."""
         self.model = model
         self.parallelism = parallelism
+        # Transformer Engine's attention and the exchange between context-parallel ranks know whole documents only
+        self.shares_prompts = parallelism.cp == 1 and not compute.transformer_engine
         self.chunks: list[LanguageModel] = build_model(model, parallelism, compute, kind)
         self.config = self.chunks[0].config
         # NeMo-Aligner reads these two to count samples
@@ -133,15 +134,15 @@ class Policy:
         """Megatron's forward step: the next micro-batch through one model chunk, and how to read its output."""
 
         def forward(batches: Iterator[PackedBatch], chunk: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
-            batch = self._on_this_rank(next(batches))
-            bounds = batch.cu_seqlens
-            longest = int((bounds[1:] - bounds[:-1]).max())
-            packed = PackedSeqParams(
+            whole = next(batches)
+            batch = self._on_this_rank(whole)
+            packed = SegmentedSequence(
                 qkv_format="thd",
-                cu_seqlens_q=bounds,
-                cu_seqlens_kv=bounds,
-                max_seqlen_q=longest,
-                max_seqlen_kv=longest,
+                cu_seqlens_q=batch.cu_seqlens,
+                cu_seqlens_kv=batch.cu_seqlens,
+                max_seqlen_q=whole.longest,
+                max_seqlen_kv=whole.longest,
+                follows=batch.follows,
             )
             output = chunk(
                 batch.tokens_T[None],

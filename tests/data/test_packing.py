@@ -54,6 +54,14 @@ def test_batch_by_hand() -> None:
     assert (batch.mask_T.dtype, batch.cu_seqlens.dtype) == (torch.float32, torch.int32)
 
 
+def test_documents_that_follow_another_by_hand() -> None:
+    batch = make_batch([A, B, B], tokens_per_microbatch=12, pad_id=9, follows=[-1, 0, -1])
+    assert batch.positions_T.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 0]
+    assert batch.follows == (-1, 0, -1, -1)  # the last is padding
+    assert batch.longest == 8
+    assert make_batch([A, B], tokens_per_microbatch=8).follows == (-1, -1)
+
+
 def test_documents_padded_for_context_parallelism_by_hand() -> None:
     batch = make_batch([A, B], tokens_per_microbatch=16, document_multiple=4, pad_id=9)
     assert batch.tokens_T.tolist() == [11, 12, 13, 14, 15, 9, 9, 9, 21, 22, 23, 9, 9, 9, 9, 9]

@@ -70,7 +70,7 @@ def documents(groups: list[Group]) -> list[np.ndarray]:
 
 
 def step_on_ranks(
-    folder: Path, groups: list[Group], variant: str, sizes: dict[str, Any], budget: int
+    folder: Path, groups: list[Group], variant: str, sizes: dict[str, Any], budget: int, share_prompts: bool = True
 ) -> tuple[float, float, dict[str, float]]:
     """Loss, gradient norm and metrics of a step; runs on each rank of a pool."""
     from megatron.core import parallel_state
@@ -97,7 +97,10 @@ def step_on_ranks(
     optimizer.megatron.reload_model_params()
     loss = VARIANTS[variant]
     trained = train_on(groups, MAX_TOKENS, AdvantageConfig(), keep_zero=loss.kl_coef > 0)
-    batches = pack_rollouts(trained, budget, 0, loss, placement(parallelism))
+    share_prompts &= policy.shares_prompts
+    batches = pack_rollouts(trained, budget, 0, loss, placement(parallelism), share_prompts=share_prompts)
+    if parallel.data_size() == 1:
+        assert any(before >= 0 for batch in batches for before in batch.follows) == share_prompts
     compared = Baselines(
         old=token_logprobs(policy, batches, TEMPERATURE) if variant == "grpo" else None,
         reference=token_logprobs(reference, batches, TEMPERATURE) if loss.kl_coef else None,
@@ -200,14 +203,17 @@ def test_gradient_is_that_of_the_formula(ranks, folder, groups):
     ("sizes", "world", "budget"),
     [
         ({"tp": 2, "pp": 2}, 4, 96),
+        ({}, 1, 96),
         ({}, 2, 96),
+        ({"tp": 2, "sp": True}, 2, 96),
         ({"cp": 2, "tp": 2, "sp": True}, 4, 96),
         ({"pp": 2, "vpp": 2}, 2, 64),
     ],
-    ids=["tp2 pp2", "dp2", "cp2 tp2 sp", "pp2 vpp2"],
+    ids=["tp2 pp2", "one rank", "dp2", "tp2 sp", "cp2 tp2 sp", "pp2 vpp2"],
 )
 def test_spread_steps_equal_one_rank(ranks, folder, groups, variant, sizes, world, budget):
-    ((loss, norm, metrics),) = ranks(step_on_ranks, 1, folder, groups, variant, {}, 512)
+    """Prompts are shared wherever they can be, and not on the one rank."""
+    ((loss, norm, metrics),) = ranks(step_on_ranks, 1, folder, groups, variant, {}, 512, False)
     for other_loss, other_norm, other_metrics in ranks(step_on_ranks, world, folder, groups, variant, sizes, budget):
         assert other_loss == pytest.approx(loss, rel=1e-5, abs=1e-6)
         assert other_norm == pytest.approx(norm, rel=1e-5)

@@ -6,10 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from qedmeg.model.layers import AttentionBlock, RMSNorm, SDPAttention, attention_blocks, multiply_in
+from qedmeg.model.layers import AttentionPlan, RMSNorm, SDPAttention, SegmentedSequence, attention_plan, multiply_in
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -34,46 +33,74 @@ def _bounds(*lengths: int) -> tuple[int, ...]:
     return tuple(itertools.accumulate(lengths, initial=0))
 
 
-def _spans(blocks: tuple[AttentionBlock, ...]) -> list[tuple[int, int]]:
-    return [(block.start, block.end) for block in blocks]
+def _rows(plan: AttentionPlan) -> list[int]:
+    """Documents of each call."""
+    return [1 if isinstance(call, slice) else len(call) for call in plan.calls]
 
 
-def test_neighbours_of_nearly_one_length_share_a_call() -> None:
-    assert _spans(attention_blocks(_bounds(100, 90, 80, 40, 40))) == [(0, 270), (270, 350)]
-    assert _spans(attention_blocks(_bounds(76, 100, 74))) == [(0, 176), (176, 250)]
+def test_documents_of_nearly_one_length_share_a_call() -> None:
+    assert _rows(attention_plan(_bounds(100, 40, 90, 80, 40))) == [3, 2]
+    assert _rows(attention_plan(_bounds(76, 100, 74))) == [2, 1]
 
 
 def test_long_documents_and_lone_ones_have_a_call_of_their_own() -> None:
-    blocks = attention_blocks(_bounds(600, 600, 500))
-    assert _spans(blocks) == [(0, 600), (600, 1200), (1200, 1700)]
-    assert all(block.index_DL is None for block in blocks)
+    plan = attention_plan(_bounds(600, 600, 512))
+    assert plan.calls == (slice(0, 600), slice(600, 1200), slice(1200, 1712))
+    assert plan.kept_T is None  # nothing is moved
 
 
 def test_empty_documents_are_left_out() -> None:
-    assert _spans(attention_blocks((0, 0, 8, 8, 16, 16))) == [(0, 16)]
+    plan = attention_plan((0, 0, 8, 8, 16, 16))
+    assert _rows(plan) == [2]
+    assert plan.kept_T is not None
+    assert plan.kept_T.tolist() == [*range(16)]
 
 
-@pytest.mark.parametrize("lengths", [(7, 6, 6), (9, 3, 2, 2, 1), (5,), (4, 5, 4, 30)])
-def test_documents_together_attend_as_each_alone(lengths: tuple[int, ...]) -> None:
+def test_answers_to_one_prompt_by_hand() -> None:
+    """A prompt of 2 tokens with answers of 2 and 3: two rows, and the prompt's own output from the first of them."""
+    plan = attention_plan(_bounds(2, 2, 3), (-1, 0, 0))
+    (call,) = plan.calls
+    assert isinstance(call, torch.Tensor)
+    assert call.tolist() == [[0, 1, 4, 5, 6], [0, 1, 2, 3, 3]]
+    assert plan.kept_T is not None
+    assert plan.kept_T.tolist() == [0, 1, 7, 8, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "follows"),
+    [
+        ((7, 6, 6), ()),
+        ((9, 3, 2, 2, 1), ()),
+        ((5,), ()),
+        ((4, 5, 4, 30), ()),
+        ((600, 530), ()),
+        ((4, 5, 4, 30), (-1, 0, 0, -1)),
+        ((6, 4, 5, 5, 3, 2, 8, 4), (-1, 0, 0, -1, -1, 4, 4, -1)),
+        ((500, 30, 20, 700), (-1, 0, 0, 0)),
+    ],
+)
+def test_documents_together_attend_as_each_alone(lengths: tuple[int, ...], follows: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     config = TransformerConfig(num_layers=1, hidden_size=16, num_attention_heads=4, num_query_groups=2)
     alone = SimpleNamespace(cp=SimpleNamespace(size=lambda: 1, rank=lambda: 0))
     attention = SDPAttention(config, 1, None, "self", pg_collection=alone)  # type: ignore[arg-type]
     bounds = torch.tensor(_bounds(*lengths), dtype=torch.int32)
-    packed = PackedSeqParams(qkv_format="thd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds)
+    packed = SegmentedSequence(qkv_format="thd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds, follows=follows)
     query, key, value = (torch.randn(sum(lengths), heads, 4, requires_grad=True) for heads in (4, 2, 2))
     found = attention(query, key, value, packed_seq_params=packed)
-    expected = torch.cat(
-        [
-            F.scaled_dot_product_attention(
-                *(tensor[start:end].transpose(0, 1) for tensor in (query, key, value)), is_causal=True, enable_gqa=True
-            ).transpose(0, 1)
-            for start, end in itertools.pairwise(bounds.tolist())
-        ]
-    ).flatten(1)
-    torch.testing.assert_close(found, expected)
+    segments = [torch.arange(start, end) for start, end in itertools.pairwise(bounds.tolist())]
+    expected = []
+    for number, segment in enumerate(segments):
+        before = segments[follows[number]] if follows and follows[number] >= 0 else segment[:0]
+        whole = torch.cat([before, segment])
+        attended = F.scaled_dot_product_attention(
+            *(tensor[whole].transpose(0, 1) for tensor in (query, key, value)), is_causal=True, enable_gqa=True
+        )
+        expected.append(attended.transpose(0, 1)[len(before) :])
+    one_by_one = torch.cat(expected).flatten(1)
+    torch.testing.assert_close(found, one_by_one)
     weight = torch.randn_like(found)
-    gradients = [torch.autograd.grad(output, (query, key, value), weight) for output in (found, expected)]
+    gradients = [torch.autograd.grad(output, (query, key, value), weight) for output in (found, one_by_one)]
     torch.testing.assert_close(*gradients)
 
 
