@@ -2,7 +2,7 @@
 
 The ranks tell each other once who holds what. Then, for each bucket, each chunk of a tensor is sent to rank 0 by the
 first rank that holds it, straight from the parameter's memory; replicas stay silent. While rank 0 puts a bucket's
-chunks into their places, those of the next one are on their way.
+chunks into their places, those of the next one are on their way. Ranks that share memory put them there themselves.
 """
 
 import math
@@ -102,13 +102,19 @@ class Export:
         self.buckets = tuple((len(plan.tensors), plan.bytes) for plan in self._plans)
         """Number of tensors and bytes of each bucket."""
 
-    def stream(self, allocate: Callable[[int], torch.Tensor] | None = None) -> Iterator[Bucket | None]:
+    def stream(
+        self, allocate: Callable[[int], torch.Tensor] | None = None, *, shared: bool = False
+    ) -> Iterator[Bucket | None]:
         """The buckets on rank 0, None in the place of each on the others. Every rank must go on to the end.
 
         `allocate(bytes)` gives the flat uint8 buffer of a bucket, by default new memory each time. Nothing is written
-        to a bucket after it was handed out; the memory belongs to whoever allocated it.
+        to a bucket after it was handed out; the memory belongs to whoever allocated it. With `shared` it gives all
+        ranks the same memory: each puts its chunks into their places there, and nothing is sent.
         """
         allocate = allocate or (lambda size: torch.empty(size, dtype=torch.uint8, device=device.current()))
+        if shared:
+            yield from self._fill_together(allocate)
+            return
         staging: list[torch.Tensor | None] = [None, None]
         under_way = self._exchange(0, staging)
         for number, plan in enumerate(self._plans):
@@ -130,6 +136,18 @@ class Export:
             for chunk, data in received:
                 weights.place_chunk(data, chunk.tensor, chunk.start, views)
             yield bucket
+
+    def _fill_together(self, allocate: Callable[[int], torch.Tensor]) -> Iterator[Bucket | None]:
+        for plan in self._plans:
+            dist.barrier()  # rank 0 has come back for this one: its memory is free
+            buffer = allocate(plan.bytes)
+            bucket = Bucket(buffer, tuple(lay_out(plan.tensors, buffer)))
+            views = dict(bucket.tensors)
+            for chunk in plan.chunks:
+                if chunk.rank == self._rank:
+                    weights.place_chunk(self._data[chunk.key], chunk.tensor, chunk.start, views)
+            dist.barrier()
+            yield bucket if self._rank == 0 else None
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Name and tensor of each on rank 0, nothing on the others. Every rank must go on to the end."""

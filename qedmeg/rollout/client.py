@@ -21,9 +21,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from qedmeg import device
 from qedmeg.config import GraderConfig
 from qedmeg.config_rl import AdvantageConfig, ProblemConfig, RolloutConfig
 from qedmeg.errors import UserError
+from qedmeg.rollout.engine import CPU_ENVIRONMENT
 from qedmeg.rollout.protocol import CONFIG_FILE, EngineLost, ProcessConfig
 from qedmeg.rollout.protocol import WeightsNeeded as WeightsNeeded
 from qedmeg.rollout.sample import Batch
@@ -199,7 +201,8 @@ class RolloutClient:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env={name: value for name, value in os.environ.items() if not name.startswith(_TORCHRUN)},
+                env=({} if device.has_gpu() else CPU_ENVIRONMENT)
+                | {name: value for name, value in os.environ.items() if not name.startswith(_TORCHRUN)},
                 start_new_session=True,  # a Ctrl-C is the trainer's to act on
             )
 

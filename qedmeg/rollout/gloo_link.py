@@ -4,6 +4,7 @@ Their bytes go over gloo. Where the two are on one machine they lie in shared me
 is there and when all workers have read it. Both sides import this module; it needs neither vLLM nor Megatron.
 """
 
+import contextlib
 import mmap
 import os
 import secrets
@@ -96,25 +97,12 @@ class SharedMemory:
     """What the first slot begins with, in hexadecimal, when the group is made. Who reads it is on the same machine."""
 
 
-class Slots:
-    """The trainer's buffers, in memory that engines on the same machine can map. It goes with the process."""
+class Ring:
+    """Buffers that are filled in turns."""
 
-    def __init__(self, buckets: Sequence[int]) -> None:
-        """Room for buckets of these bytes, which take the slots in turns."""
-        sizes = [max(buckets[slot::SLOTS], default=0) for slot in range(SLOTS)]
-        self._token = secrets.token_bytes(16)
-        self._sizes = tuple(max(size, len(self._token)) for size in sizes)
-        self._files = tuple(os.memfd_create(_MEMORY_NAME) for _ in sizes)
-        self._memory = []
-        for file, size in zip(self._files, self._sizes, strict=True):
-            os.ftruncate(file, size)
-            self._memory.append(_map(file, size))
+    def __init__(self, memory: list[torch.Tensor]) -> None:
+        self._memory = memory
         self._next = 0
-
-    def describe(self) -> SharedMemory:
-        """For the engine that is to map them; its workers must have done so before a bucket is filled."""
-        self._memory[0][: len(self._token)] = torch.frombuffer(bytearray(self._token), dtype=torch.uint8)
-        return SharedMemory(os.getpid(), self._files, self._sizes, self._token.hex())
 
     def restart(self) -> None:
         """The next buffer is the first slot's."""
@@ -122,8 +110,28 @@ class Slots:
 
     def allocate(self, size: int) -> torch.Tensor:
         """The next slot, as a flat uint8 buffer [size]. It must have been read by all that it was sent to."""
-        slot, self._next = self._next, (self._next + 1) % SLOTS
+        slot, self._next = self._next, (self._next + 1) % len(self._memory)
         return self._memory[slot][:size]
+
+
+class Slots(Ring):
+    """The trainer's buffers, in memory that its other ranks and engines on the same machine can map. It goes with the
+    process."""
+
+    def __init__(self, buckets: Sequence[int]) -> None:
+        """Room for buckets of these bytes, which take the slots in turns."""
+        sizes = [max(buckets[slot::SLOTS], default=0) for slot in range(SLOTS)]
+        self._token = secrets.token_bytes(16)
+        self._sizes = tuple(max(size, len(self._token)) for size in sizes)
+        self._files = tuple(os.memfd_create(_MEMORY_NAME) for _ in sizes)
+        for file, size in zip(self._files, self._sizes, strict=True):
+            os.ftruncate(file, size)
+        super().__init__([_map(file, size) for file, size in zip(self._files, self._sizes, strict=True)])
+
+    def describe(self) -> SharedMemory:
+        """For whoever is to map them, before a bucket is filled."""
+        self._memory[0][: len(self._token)] = torch.frombuffer(bytearray(self._token), dtype=torch.uint8)
+        return SharedMemory(os.getpid(), self._files, self._sizes, self._token.hex())
 
     def close(self) -> None:
         """Give the memory back, once nothing refers to it."""
@@ -152,7 +160,22 @@ def map_slots(where: SharedMemory) -> list[torch.Tensor] | None:
 
 
 def _map(file: int, size: int) -> torch.Tensor:
-    return torch.frombuffer(mmap.mmap(file, size), dtype=torch.uint8)
+    memory = mmap.mmap(file, size)
+    with contextlib.suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)
+
+
+def of_all_ranks(slots: Slots | None) -> Ring | None:
+    """On each rank of the trainer its own map of rank 0's `slots`; None on all where one is on another machine. All
+    ranks call it, and none fills a slot meanwhile."""
+    told = [slots.describe() if slots else None]
+    torch.distributed.broadcast_object_list(told)
+    assert told[0] is not None
+    memory = slots._memory if slots else map_slots(told[0])
+    all_have = torch.tensor([int(memory is not None)])
+    torch.distributed.all_reduce(all_have, torch.distributed.ReduceOp.MIN)
+    return (slots or Ring(memory)) if memory is not None and all_have.item() else None
 
 
 class TrainerLink:

@@ -142,6 +142,7 @@ class WeightSender:
         self._bytes = sum(tensor.bytes for tensor in self._export.tensors)
         on_cpu = dist.get_rank() == 0 and not device.has_gpu()
         self._slots = gloo_link.Slots([size for _, size in self._export.buckets]) if on_cpu else None
+        self._memory = None if device.has_gpu() else gloo_link.of_all_ranks(self._slots)
 
     def send(self, version: int, engines: Sequence[EngineControl] = ()) -> TransferReport:
         """Send all weights to the engines, which rank 0 gives, and let them hold `version`. They must generate nothing
@@ -222,9 +223,11 @@ class WeightSender:
         if device.has_gpu():
             yield from nccl_link.packed(self._export.stream())
             return
-        if self._slots is not None:
-            self._slots.restart()
-        for bucket in self._export.stream(None if self._slots is None else self._slots.allocate):
+        memory = self._memory or self._slots
+        if memory is not None:
+            memory.restart()
+        allocate = memory.allocate if memory else None
+        for bucket in self._export.stream(allocate, shared=self._memory is not None):
             yield None if bucket is None else bucket.buffer
 
     def _await(self, sent: _Sent, there: _Engines, updates: dict[str, "Future[None]"]) -> None:

@@ -1,4 +1,4 @@
-"""Runs of recipes/grpo.py on the demo's model and problems, for the benchmarks of reinforcement learning."""
+"""Runs of recipes/grpo.py and ppo.py on the demo's model and problems, for the benchmarks of reinforcement learning."""
 
 import json
 import sys
@@ -43,11 +43,13 @@ def in_order(problems: Sequence[Problem], seed: int, groups: int) -> list[Proble
     return [problems[prompt_of(group, seed, len(problems))] for group in range(groups)]
 
 
-def train(folder: Path, name: str, settings: Sequence[str], config: Path = DEMO_CONFIG) -> Steps:
+def train(
+    folder: Path, name: str, settings: Sequence[str], config: Path = DEMO_CONFIG, recipe: str = "recipes/grpo.py"
+) -> Steps:
     """Train on two ranks of one thread each in `folder`/`name`."""
     run_dir = folder / name
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS)]
-    command += ["recipes/grpo.py", "--config", str(config), f"run_dir={run_dir}", *settings]
+    command += [recipe, "--config", str(config), f"run_dir={run_dir}", *settings]
     done = run(command, 1, folder / f"{name}.log")
     events = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()

@@ -28,15 +28,24 @@ def _build(folder: Path, sizes: dict[str, int], dtype: torch.dtype):
 
 
 def _export(folder: Path, sizes: dict[str, int], dtype: torch.dtype, bucket_bytes: int):
-    """What this rank gets: the tensors; what was announced; and the buckets' sizes, for the second pass."""
+    """What this rank gets: the tensors, sent and by shared memory; what was announced; and the buckets' sizes."""
     from qedmeg.model.export import Export
+    from qedmeg.rollout import gloo_link
 
     model, chunks = _build(folder, sizes, dtype)
     export = Export(chunks, model, bucket_bytes)
     tensors = {name: tensor.clone() for name, tensor in export}
     buckets = [None if bucket is None else len(bucket.buffer) for bucket in export.stream()]
     announced = [(tensor.name, tensor.dtype, tensor.shape) for tensor in export.tensors]
-    return tensors, announced, list(export.buckets), buckets
+    slots = gloo_link.Slots([size for _, size in export.buckets]) if torch.distributed.get_rank() == 0 else None
+    memory = gloo_link.of_all_ranks(slots)
+    assert memory is not None
+    filled = [pair for bucket in export.stream(memory.allocate, shared=True) for pair in _copied(bucket)]
+    return tensors, dict(filled), announced, list(export.buckets), buckets
+
+
+def _copied(bucket) -> list[tuple[str, torch.Tensor]]:
+    return [] if bucket is None else [(name, tensor.clone()) for name, tensor in bucket.tensors]
 
 
 LAYOUTS = [
@@ -58,20 +67,21 @@ def test_every_tensor_is_the_checkpoints(ranks, tmp_path, family, tied, sizes, d
     make_checkpoint(tmp_path, family, dtype, tie_word_embeddings=tied)
     stored = load_file(tmp_path / "model.safetensors")
     first, *others = ranks(_export, 4, tmp_path, sizes, dtype, SMALL_BUCKET)
-    tensors, announced, planned, buckets = first
-    assert tensors.keys() == stored.keys()
-    for name, tensor in stored.items():
-        assert tensors[name].dtype == tensor.dtype
-        assert torch.equal(tensors[name], tensor), name
-    assert announced == [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
+    sent, filled, announced, planned, buckets = first
+    for tensors in (sent, filled):
+        assert tensors.keys() == stored.keys()
+        for name, tensor in stored.items():
+            assert tensors[name].dtype == tensor.dtype
+            assert torch.equal(tensors[name], tensor), name
+    assert announced == [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in sent.items()]
     assert buckets == [size for _, size in planned]
     assert sum(buckets) == sum(tensor.nbytes for tensor in stored.values())
     for (count, size), (following, _) in itertools.pairwise(planned):
         assert size <= SMALL_BUCKET or count in (1, 3)  # q, k and v are one tensor of Megatron's
         assert following
     assert len(buckets) > 10
-    for received, names, plan, seen in others:
-        assert (received, names, plan) == ({}, announced, planned)
+    for received, shared, names, plan, seen in others:
+        assert (received, shared, names, plan) == ({}, {}, announced, planned)
         assert seen == [None] * len(buckets)
 
 

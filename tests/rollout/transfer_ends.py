@@ -151,11 +151,13 @@ def host_engine(folder: Path, path: str, options: dict[str, Any]) -> None:
 class EngineInProcess:
     """An engine in a process of its own, as in the rollout process."""
 
-    def __init__(self, folder: Path, tp: int, scratch: Path, **more: Any) -> None:
+    def __init__(
+        self, folder: Path, tp: int, scratch: Path, host: Callable[..., None] = host_engine, **more: Any
+    ) -> None:
         path = str(scratch / f"llm-{time.monotonic_ns()}")
         self.control = PipeControl("local", tp, path)
         self.process = multiprocessing.get_context("spawn").Process(
-            target=host_engine, args=(folder, path, options(tp) | more)
+            target=host, args=(folder, path, options(tp) | more)
         )
         self.process.start()
 
