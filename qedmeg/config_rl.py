@@ -149,8 +149,11 @@ class RolloutConfig(Settings):
     """Addresses of running vLLM servers, such as http://node7:8000, which `python -m qedmeg serve` starts. None:
     `start` of them are started on this machine."""
     start: int = Field(default=0, ge=0, le=64)
-    """vLLM servers to start on this machine. 0 and no `servers`: one engine inside the rollout process, which generates
-    while nothing else runs, and the same with the same seed."""
+    """vLLM servers to start on this machine. 0 and no `servers`: `engines`."""
+    engines: int = Field(default=1, ge=1, le=64)
+    """Engines of the run's own, in a process each, which generate while nothing else runs, and the same with the same
+    seed. On a CPU, whose cores they share, several are faster for a small model: one is busy half the time with what
+    Python does between two tokens. Several on GPUs are servers: `start`."""
     tp: int = Field(default=1, ge=1)
     """Tensor parallel size of an engine that is started here."""
     devices: tuple[int, ...] = ()
@@ -204,6 +207,8 @@ class RolloutConfig(Settings):
                 f"max_lag {self.max_lag} generates while training runs, for which servers are needed: set start to 1 "
                 "or more, or give servers; or set max_lag to 0"
             )
+        if self.engines > 1 and (self.servers or self.start):
+            raise ValueError(f"engines: {self.engines} are for a run without servers; start says how many of these")
         for address in self.servers:
             parts = urlsplit(address)
             if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):

@@ -1,12 +1,13 @@
-"""The engines of a run behind one interface: one in this process, or several servers."""
+"""The engines of a run behind one interface: processes that it starts for itself, or servers."""
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,13 +16,12 @@ from qedmeg import device
 from qedmeg.config_rl import RolloutConfig
 from qedmeg.errors import UserError
 from qedmeg.rollout.engine import Request as Request
-from qedmeg.rollout.engine import RolloutEngine, require_fit, rollout_options
+from qedmeg.rollout.engine import require_fit, rollout_options
+from qedmeg.rollout.engine_process import EngineProcess, Found
 from qedmeg.rollout.protocol import EngineLost
 from qedmeg.rollout.remote import RemoteFleet
 from qedmeg.rollout.sample import Sample, Sampling
 from qedmeg.rollout.server import ServerProcess, Transfer
-
-T = TypeVar("T")
 
 
 class Fleet(Protocol):
@@ -82,14 +82,16 @@ def make_fleet(config: RolloutConfig, run_dir: Path, model_folder: Path, max_len
     """The engines that the settings ask for; `max_length` is the longest prompt and answer together, in tokens.
 
     Raises:
-        UserError: there are too few GPUs for them.
+        UserError: there are too few GPUs for them, or they are for a CPU.
     """
     if config.servers:
         return RemoteFleet(config, max_length, addresses=config.servers)
     if not config.start:
+        if config.engines > 1 and device.has_gpu():
+            raise UserError(f"rollout.engines: {config.engines} share a CPU; for several on GPUs set rollout.start")
         if config.devices:  # before anyone counts them
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, config.devices[: config.tp]))
-        return LocalFleet(model_folder, _options(config, max_length))
+        return LocalFleet(model_folder, _options(config, max_length), config.engines)
     options, logs = _options(config, max_length), run_dir / "logs"
     logs.mkdir(parents=True, exist_ok=True)
 
@@ -118,83 +120,92 @@ def _gpus(config: RolloutConfig) -> list[list[str]]:
 
 
 class LocalFleet:
-    """One engine inside this process, on a thread of its own.
+    """Engines on this machine, each in a process of its own, which this one started.
 
-    It generates a batch at a time, those of later calls after it: the same calls give the same samples bit for bit.
+    They generate a batch at a time, those of later calls after it: the same calls give the same samples bit for bit.
     """
 
-    name = "local"
-
-    def __init__(self, model: Path, options: dict[str, Any]) -> None:
-        """`options` are those of `rollout_options`."""
+    def __init__(self, model: Path, options: dict[str, Any], engines: int = 1) -> None:
+        """`options` are those of `rollout_options`; several engines share a CPU's cores evenly."""
         self._model, self._options = model, options
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._engine: RolloutEngine | None = None
+        self._names = ["local"] if engines == 1 else [f"local {number}" for number in range(engines)]
+        self._engines: dict[str, EngineProcess] = {}
         self._turn = asyncio.Lock()
         self._going = asyncio.Event()
 
     async def start(self) -> None:
-        self._engine = await self._do(lambda: RolloutEngine(self._model, self._options))
+        cores = len(os.sched_getaffinity(0))
+        threads = None if len(self._names) == 1 or device.has_gpu() else max(1, cores // len(self._names))
+        for name in self._names:
+            self._engines[name] = EngineProcess(name, self._model, self._options, threads)
+        await asyncio.gather(*(engine.started for engine in self._engines.values()))
 
     async def generate(self, requests: Sequence[Request], sampling: Sampling) -> AsyncIterator[tuple[int, Sample]]:
         require_fit(requests, sampling.max_tokens, self._options["max_model_len"])
-        engine = self._started()
+        found: asyncio.Queue[tuple[list[int], Found]] = asyncio.Queue()
         async with self._turn:
-            await self._wait_until_going()
-            await self._do(lambda: engine.begin(requests, sampling))
+            while not self._going.is_set():  # it may be paused again before this continues
+                await self._going.wait()
             try:
-                while engine.busy:
-                    await self._wait_until_going()
-                    for index, sample in await self._do(engine.step):
-                        yield index, sample
+                for engine, part in zip(self._engines.values(), deal_out(requests, len(self._engines)), strict=True):
+                    mine = [requests[index] for index in part]
+                    await engine.begin(mine, sampling, partial(lambda part, some: found.put_nowait((part, some)), part))
+                left = len(requests)
+                while left:
+                    part, some = await found.get()
+                    if isinstance(some, Exception):
+                        raise some
+                    for number, sample in some:
+                        left -= 1
+                        # the prompt that the caller has, not the copy that went to the engine and back
+                        yield part[number], replace(sample, prompt_P=requests[part[number]].prompt_P)
             finally:
-                await self._do(engine.abort)
-
-    async def _wait_until_going(self) -> None:
-        while not self._going.is_set():  # it may be paused again before this continues
-            await self._going.wait()
+                await asyncio.gather(*(engine.abort() for engine in self._engines.values()))
 
     def live(self) -> list[tuple[str, int]]:
-        return [(self.name, self._options["tensor_parallel_size"])] if self._engine else []
+        return [(name, self._options["tensor_parallel_size"]) for name in self._engines]
 
     def needs_weights(self) -> bool:
         return False
 
     async def pause(self) -> None:
         self._going.clear()
-        await self._do(lambda: None)  # when it is done, so is the step that was under way
+        await self._all("pause")
 
     async def resume(self, version: int) -> None:
+        await self._all("resume")
         self._going.set()
 
+    async def _all(self, method: str) -> None:
+        await asyncio.gather(*(engine.call(method) for engine in self._engines.values()))
+
     async def call(self, name: str, method: Transfer, info: Mapping[str, Any]) -> None:
-        engine = self._started()
-        calls: dict[Transfer, Callable[[], None]] = {
-            "init_transfer": lambda: engine.init_transfer(dict(info)),
-            "start_update": engine.start_update,
-            "update": lambda: engine.update(dict(info)),
-            "finish_update": lambda: engine.finish_update(int(info["version"])),
+        arguments: dict[Transfer, tuple[Any, ...]] = {
+            "init_transfer": (dict(info),),
+            "start_update": (),
+            "update": (dict(info),),
+            "finish_update": (info.get("version"),),
         }
         try:
-            await self._do(calls[method])
+            await self._engines[name].call(method, *arguments[method])
+        except EngineLost:
+            raise
         except Exception as error:
             raise EngineLost(name, f"{method}: {error or type(error).__name__}") from error
 
     async def prompt_logprobs(self, name: str, prompts: Sequence[np.ndarray]) -> list[np.ndarray]:
-        engine = self._started()
         async with self._turn:
-            return await self._do(lambda: engine.prompt_logprobs(prompts))
+            found: list[np.ndarray] = await self._engines[name].call("prompt_logprobs", prompts)
+            return found
 
     async def close(self) -> None:
-        if self._engine:
-            await self._do(self._engine.close)
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        await asyncio.gather(*(engine.close() for engine in self._engines.values()))
 
-    def _started(self) -> RolloutEngine:
-        if self._engine is None:
-            raise RuntimeError("the fleet was not started")
-        return self._engine
 
-    async def _do(self, function: Callable[[], T]) -> T:
-        """The result of a function, called on the engine's thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+def deal_out(requests: Sequence[Request], engines: int) -> list[list[int]]:
+    """Which requests each engine gets: neighbours with one prompt go to one of them, which computes it once, the next
+    to the one with the fewest."""
+    parts: list[list[int]] = [[] for _ in range(engines)]
+    for _, alike in groupby(range(len(requests)), key=lambda index: requests[index].prompt_P.tobytes()):
+        min(parts, key=len).extend(alike)
+    return parts

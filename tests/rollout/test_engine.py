@@ -1,6 +1,7 @@
-"""The engine in this process: against transformers, and against itself, bit for bit."""
+"""Engines of a run's own: against transformers, and against themselves, bit for bit."""
 
 import asyncio
+import multiprocessing
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ import torch
 
 from qedmeg.errors import UserError
 from qedmeg.rollout.engine import make_sample
-from qedmeg.rollout.fleet import LocalFleet, Request
+from qedmeg.rollout.engine_process import EngineProcess, Found
+from qedmeg.rollout.fleet import LocalFleet, Request, deal_out
 from qedmeg.rollout.protocol import EngineLost
 from qedmeg.rollout.sample import Sample
 from tests.rollout import policies
@@ -24,7 +26,7 @@ pytestmark = pytest.mark.vllm
 
 @pytest.fixture(scope="module")
 def other_run(policy_folder: Path) -> Iterator["subprocess.Popen[str]"]:
-    """The same batch by an engine in another process, begun before this one's."""
+    """The same batch by other engines, begun before these."""
     command = [sys.executable, "-m", "tests.rollout.engine_run", f"{policy_folder}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         yield process
@@ -40,8 +42,8 @@ def runner(other_run: object) -> Iterator[asyncio.Runner]:
 
 @pytest.fixture(scope="module")
 def fleet(policy_folder: Path, models: dict[int, Any], runner: asyncio.Runner) -> Iterator[LocalFleet]:
-    """An engine with the weights of version 1."""
-    fleet = LocalFleet(policy_folder / "1", policies.options())
+    """Two engines with the weights of version 1."""
+    fleet = LocalFleet(policy_folder / "1", policies.options(), engines=2)
     runner.run(fleet.start())
     runner.run(policies.send(fleet, models[1], 1))
     yield fleet
@@ -108,13 +110,25 @@ def test_the_same_batch_is_the_same_call_after_call_and_run_after_run(
 
 
 def test_samples_come_as_they_finish(fleet: LocalFleet, runner: asyncio.Runner) -> None:
-    async def scene() -> list[int]:
-        async with aclosing(fleet.generate(policies.batch(16), policies.sampling())) as samples:
-            return [len(sample.tokens_T) async for _, sample in samples]
+    requests = policies.batch(16)
+
+    async def scene() -> dict[int, int]:
+        async with aclosing(fleet.generate(requests, policies.sampling())) as samples:
+            return {index: len(sample.tokens_T) async for index, sample in samples}
 
     lengths = runner.run(scene())
-    assert lengths == sorted(lengths)
-    assert lengths[0] < lengths[-1]
+    for part in deal_out(requests, 2):
+        of_one_engine = [length for index, length in lengths.items() if index in part]
+        assert of_one_engine == sorted(of_one_engine)
+        assert of_one_engine[0] < of_one_engine[-1]
+
+
+def test_a_prompt_goes_to_one_engine() -> None:
+    """Prompts of 3, 1, 2 and 2 requests: the first to one engine, the next two to the other, the last evens them."""
+    prompts = [np.array([number], dtype=np.int32) for number in (7, 7, 7, 8, 9, 9, 5, 5)]
+    requests = [Request(prompt, seed) for seed, prompt in enumerate(prompts)]
+    assert deal_out(requests, 2) == [[0, 1, 2, 6, 7], [3, 4, 5]]
+    assert deal_out(requests[:3], 2) == [[0, 1, 2], []]
 
 
 def test_weights_change_in_flight(fleet: LocalFleet, runner: asyncio.Runner, models: dict[int, Any]) -> None:
@@ -152,7 +166,7 @@ def test_prompt_logprobs_are_at_temperature_1(
     fleet: LocalFleet, runner: asyncio.Runner, models: dict[int, Any]
 ) -> None:
     prompts = [request.prompt_P for request in policies.batch()[::4]]
-    found = runner.run(fleet.prompt_logprobs("local", prompts))
+    found = runner.run(fleet.prompt_logprobs("local 1", prompts))
     for prompt, logprobs in zip(prompts, found, strict=True):
         rest = Sample(prompt[:1], prompt[1:], logprobs, ((1, 0),), "length")
         np.testing.assert_allclose(logprobs, policies.reference(models, rest, 1.0), atol=1e-4)
@@ -162,9 +176,36 @@ def test_what_an_engine_cannot_do_is_told(fleet: LocalFleet, runner: asyncio.Run
     long = [Request(np.zeros(221, dtype=np.int32), 0)]
     with pytest.raises(UserError, match=r"a prompt of 221 tokens and rollout\.max_tokens 100 .* context of 320"):
         runner.run(policies.generate(fleet, long, policies.sampling()))
-    with pytest.raises(EngineLost, match="local: update: ") as lost:
-        runner.run(fleet.call("local", "update", {"nonsense": 1}))
-    assert lost.value.name == "local"
+    with pytest.raises(EngineLost, match="local 0: update: ") as lost:
+        runner.run(fleet.call("local 0", "update", {"nonsense": 1}))
+    assert lost.value.name == "local 0"
+
+
+def test_an_engine_that_ends_is_told(tmp_path: Path) -> None:
+    async def scene() -> None:
+        engine = EngineProcess("local 3", tmp_path, {})
+        engine._process.kill()
+        told: list[Found] = []
+        engine._found = told.append
+        with pytest.raises(EngineLost, match="local 3: the engine's process has ended"):
+            await asyncio.wait_for(engine.started, 20)
+        assert [type(one) for one in told] == [EngineLost]
+        with pytest.raises(EngineLost, match="local 3"):
+            await asyncio.wait_for(engine.call("pause"), 1)
+        await engine.abort()
+        await engine.close()
+
+    asyncio.run(scene())
+
+
+def test_an_engine_ends_with_who_started_it() -> None:
+    """It finds its socket closed, be it ever so busy with its start."""
+    ours, theirs = multiprocessing.Pipe()
+    command = [sys.executable, "-m", "qedmeg.rollout.engine_process", f"{theirs.fileno()}"]
+    with subprocess.Popen(command, pass_fds=[theirs.fileno()]) as process:
+        theirs.close()
+        ours.close()
+        assert process.wait(60) == 0
 
 
 @pytest.mark.parametrize(

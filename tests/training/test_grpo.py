@@ -75,6 +75,7 @@ def test_two_model_parallel_ranks_do_the_same(finished, judge, tmp_path):
         (["rollout.max_tokens=20000"], "rollout.max_tokens: 20000 leaves no room for a prompt"),
         (["data.train=nowhere.jsonl"], "nowhere.jsonl"),
         (["rollout.max_lag=2"], "max_lag 2 generates while training runs"),
+        (["rollout.engines=2", "rollout.start=1"], "engines: 2 are for a run without servers"),
         (["loss.ratio_against=engine"], "would correct twice"),
         (["parallel.tp=3"], "parallel.tp: 3 does not divide"),
         (["data.prompt=Prove it."], "must hold {problem}"),
