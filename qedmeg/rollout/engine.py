@@ -18,7 +18,7 @@ CPU_ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # 'auto' leaves one core idle and binds to the first
     "TORCHDYNAMO_DISABLE": "1",  # compiling takes longer than a small model's whole generation
     "VLLM_NO_USAGE_STATS": "1",
-    # huge pages for what vLLM packs anew at each transfer: where a fresh page is dear, half of its time is theirs
+    # huge pages for what vLLM packs anew at each transfer: where a fresh page is dear, much of its time is theirs
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 """Of a process with vLLM, from its start."""
