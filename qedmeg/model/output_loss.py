@@ -11,13 +11,13 @@ import torch.distributed as dist
 
 from qedmeg import device
 
-CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES, GPU_CHUNK_BYTES = 64 * 2**20, 2**30
 """fp32 logits of one chunk; large enough that the matrix products run at full speed."""
 
 
 def chunk_tokens(vocabulary_rows: int) -> int:
-    """Tokens a chunk, so that its fp32 logits fill `CHUNK_BYTES`; never fewer than 64."""
-    return max(64, CHUNK_BYTES // (4 * vocabulary_rows))
+    """Tokens a chunk, so that its fp32 logits fill `CHUNK_BYTES` (on a GPU `GPU_CHUNK_BYTES`); never fewer than 64."""
+    return max(64, (GPU_CHUNK_BYTES if device.has_gpu() else CHUNK_BYTES) // (4 * vocabulary_rows))
 
 
 def shard_rows(weight_VH: torch.Tensor, vocabulary: int, tp_group: dist.ProcessGroup) -> tuple[int, int]:

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from qedmeg import evaluation
 from qedmeg.errors import UserError
+from qedmeg.evaluation import embedded
 from tests.checkpoints import make_checkpoint
 
 
@@ -25,5 +25,5 @@ def test_mistakes(tmp_path, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["embedded.py", *(str(word) for pair in given.items() for word in pair)])
     with pytest.raises(UserError, match=message):
-        evaluation.main()
+        embedded.main()
     assert not (tmp_path / "score.json").exists()
