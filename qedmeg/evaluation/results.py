@@ -13,7 +13,6 @@ import asyncio
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -225,18 +224,18 @@ class Results:
     def runs(self) -> list[EvaluationRun]:
         """All runs, in the order in which they were begun."""
         rows = self._rows("SELECT name, benchmark, model, scaffold, samples, settings FROM runs ORDER BY rowid")
-        return [EvaluationRun(*row[:5], json.loads(row[5])) for row in rows]
+        return [EvaluationRun(**{**row, "settings": json.loads(row["settings"])}) for row in rows]
 
     def problems(self, run: str) -> list[BenchmarkProblem]:
         """A run's problems, in the benchmark's order."""
         rows = self._rows("SELECT problem FROM problems WHERE run = ? ORDER BY place", run)
-        return [_PROBLEM.validate_json(row[0]) for row in rows]
+        return [_PROBLEM.validate_json(row["problem"]) for row in rows]
 
     def attempts(self, run: str) -> list[Attempt]:
         """A run's finished answers, by problem and sample."""
         fields = "problem, sample, text, ended, tokens, requests, prompt_tokens, completion_tokens, money, seconds"
         rows = self._rows(f"SELECT {fields} FROM attempts WHERE run = ? ORDER BY problem, sample", run)
-        return [Attempt(*row[:8], Decimal(row[8]), row[9]) for row in rows]
+        return [Attempt(**{**row, "money": Decimal(row["money"])}) for row in rows]
 
     def grades(self, run: str) -> list[StoredGrade]:
         """All grades of a run's answers."""
@@ -245,7 +244,7 @@ class Results:
             "ORDER BY problem, sample, grader, regrade",
             run,
         )
-        return [StoredGrade(*row[:4], _GRADE.validate_json(row[4])) for row in rows]
+        return [StoredGrade(**{**row, "grade": _GRADE.validate_json(row["grade"])}) for row in rows]
 
     def calls(self, run: str, problem: str, sample: int) -> list[StoredCall]:
         """The calls of one attempt, in the order in which they were answered."""
@@ -253,11 +252,15 @@ class Results:
             "SELECT model, call, reply FROM calls WHERE run = ? AND problem = ? AND sample = ? ORDER BY rowid",
             *(run, problem, sample),
         )
-        return [StoredCall(row[0], _CALL.validate_json(row[1]), _REPLY.validate_json(row[2])) for row in rows]
+        return [
+            StoredCall(row["model"], _CALL.validate_json(row["call"]), _REPLY.validate_json(row["reply"]))
+            for row in rows
+        ]
 
-    def _rows(self, statement: str, *values: Any) -> Iterator[tuple[Any, ...]]:
+    def _rows(self, statement: str, *values: Any) -> list[dict[str, Any]]:
         with closing(self._database.execute(statement, values)) as cursor:
-            yield from cursor.fetchall()
+            names = [column[0] for column in cursor.description]
+            return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
 
 class StoredCalls:
