@@ -133,7 +133,8 @@ class ComputeConfig(Settings):
     recompute: Literal["none", "selective", "full"] = "none"
     """What is computed again in the backward pass to save memory: nothing, attention and MLP, or whole layers."""
     gradient_accumulation_fusion: bool = False
-    """apex's kernel that adds each weight's gradient straight into its fp32 buffer; needs a GPU."""
+    """Add each weight's gradient straight into its fp32 buffer: by Transformer Engine's layers, or with torch's by a
+    kernel of apex; needs a GPU."""
 
 
 class OptimizerConfig(Settings):

@@ -183,7 +183,7 @@ def _features(machine: Machine) -> tuple[Feature, ...]:
         _fp8(machine, "FP8 tensorwise scaling", ada=True, engine=(2, 2)),
         _fp8(machine, "FP8 blockwise scaling", ada=False, engine=(2, 3)),
         _fused_optimizer(machine),
-        _apex(machine, "Fused gradient accumulation", "fused_weight_gradient_mlp_cuda"),
+        _engine_or_apex(machine, "Fused gradient accumulation", "fused_weight_gradient_mlp_cuda"),
         _generation(machine),
         _packages("NeMo-Aligner trainers", machine, "nemo-aligner", "nemo-toolkit", "lightning"),
         _packages("TensorBoard", machine, "tensorboard"),
@@ -248,20 +248,19 @@ def _fp8(machine: Machine, name: str, *, ada: bool, engine: tuple[int, int]) -> 
 
 def _fused_optimizer(machine: Machine) -> Feature:
     """Megatron-core takes Transformer Engine's FusedAdam, else apex's, else torch's AdamW."""
-    layers = _needs_engine(machine, "Fused optimizer")
-    if layers.on or machine.kind == "cpu":
-        return layers if layers.on else Feature(layers.name, False, "needs an NVIDIA GPU; torch's AdamW is used")
-    apex = _apex(machine, "Fused optimizer", "amp_C")
-    return apex if apex.on else Feature(apex.name, False, f"neither transformer-engine nor apex; {GPU_INSTALL}")
-
-
-def _apex(machine: Machine, name: str, extension: str) -> Feature:
     if machine.kind == "cpu":
-        return Feature(name, False, "needs an NVIDIA GPU")
+        return Feature("Fused optimizer", False, "needs an NVIDIA GPU; torch's AdamW is used")
+    return _engine_or_apex(machine, "Fused optimizer", "amp_C")
+
+
+def _engine_or_apex(machine: Machine, name: str, extension: str) -> Feature:
+    """What Transformer Engine does, and apex too."""
+    layers = _needs_engine(machine, name)
+    if layers.on or machine.kind == "cpu":
+        return layers
     if extension in machine.modules:
         return Feature(name, True, "apex")
-    compiler = f"with {machine.programs['nvcc']}" if machine.programs.get("nvcc") else "which needs nvcc (not found)"
-    return Feature(name, False, f"apex's {extension} is missing; build apex as requirements-gpu.txt says, {compiler}")
+    return Feature(name, False, f"neither transformer-engine nor apex; {GPU_INSTALL}")
 
 
 def _generation(machine: Machine) -> Feature:

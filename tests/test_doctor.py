@@ -82,14 +82,11 @@ def test_a_cpu_machine_with_the_lock_can_run_the_main_job() -> None:
     assert why(found, "Parallelism: TP, PP, VPP, CP, SP, DP") == "over gloo"
 
 
-def test_a_hopper_machine_has_all_but_what_apex_adds() -> None:
+def test_a_hopper_machine_has_all() -> None:
     found = diagnose(GPU_MACHINE, GPU_LOCK)
     assert (found.problems, found.notes) == ((), ())
-    assert {name for name, is_on in on(found).items() if not is_on} == {"Fused gradient accumulation", "SLURM"}
+    assert {name for name, is_on in on(found).items() if not is_on} == {"SLURM"}
     assert why(found, "Parallelism: TP, PP, VPP, CP, SP, DP") == "over NCCL 2.28.3"
-    assert "needs nvcc (not found)" in why(found, "Fused gradient accumulation")
-    with_apex = replace(GPU_MACHINE, modules=(*GPU_MACHINE.modules, "fused_weight_gradient_mlp_cuda"))
-    assert on(diagnose(with_apex, GPU_LOCK))["Fused gradient accumulation"]
 
 
 def test_what_the_gpu_lock_installs_is_what_doctor_wants() -> None:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import layers as tensor_parallel_layers
 from megatron.core.tensor_parallel import mappings
 from megatron.core.tensor_parallel.layers import (
     ColumnParallelLinear,
@@ -150,10 +151,12 @@ def check(compute: Compute) -> None:
             "compute.transformer_engine: true, but the package transformer_engine is not installed; install "
             "requirements-gpu.txt on a machine with a GPU, or set it to false"
         )
-    if compute.gradient_accumulation_fusion and not has_gradient_accumulation_fusion():
+    fusion = compute.gradient_accumulation_fusion and not compute.transformer_engine
+    if fusion and not has_gradient_accumulation_fusion():
         raise UserError(
-            "compute.gradient_accumulation_fusion: true, but the package apex is not installed with its CUDA "
-            "extensions; build it as requirements-gpu.txt says on a machine with a GPU, or set it to false"
+            "compute.gradient_accumulation_fusion: true needs compute.transformer_engine: true, or the package apex "
+            "with its CUDA extensions, which is not installed; build it as requirements-gpu.txt says on a machine with "
+            "a GPU, or set it to false"
         )
 
 
@@ -245,6 +248,10 @@ def build_model(
 ) -> list[LanguageModel]:
     """This rank's model chunks (one, or VPP of them), with weights not yet filled in."""
     config = transformer_config(model, parallelism, compute)
+    if compute.transformer_engine and compute.gradient_accumulation_fusion:
+        # Transformer Engine's layers need no apex for it. The output layer asks for apex when it is made, though its
+        # gradient is computed with the loss, and it never uses it.
+        tensor_parallel_layers._grad_accum_fusion_available = True
     chunks = []
     for chunk in range(parallelism.vpp):
         stage = chunk if parallelism.vpp > 1 else None

@@ -29,6 +29,12 @@ WAYS: dict[str, dict[str, Any]] = {
     "fp8 tensorwise": {"transformer_engine": True, "fp8": "tensorwise"},
     "fp8 delayed": {"transformer_engine": True, "fp8": "delayed"},
     "fp8 blockwise": {"transformer_engine": True, "fp8": "blockwise"},
+    "transformer engine, fused gradients": {"transformer_engine": True, "gradient_accumulation_fusion": True},
+    "fp8 blockwise, fused gradients": {
+        "transformer_engine": True,
+        "gradient_accumulation_fusion": True,
+        "fp8": "blockwise",
+    },
 }
 SHAPE = {
     "name": "Qwen3ForCausalLM",

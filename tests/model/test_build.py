@@ -28,7 +28,7 @@ def model(tmp_path_factory):
         (Compute(transformer_engine=True), "the package transformer_engine is not installed"),
         (Compute(transformer_engine=True, fp8="delayed"), "the package transformer_engine is not installed"),
         (Compute(fp8="delayed"), "needs compute.transformer_engine: true"),
-        (Compute(gradient_accumulation_fusion=True), "the package apex is not installed"),
+        (Compute(gradient_accumulation_fusion=True), "or the package apex with its CUDA extensions"),
     ],
 )
 def test_what_is_asked_for_and_missing(model, compute, message):

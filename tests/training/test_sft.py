@@ -42,7 +42,7 @@ def _refused(ranks, config_file: Path, settings: list[str], message: str) -> Non
         (["max_steps=ten"], r"command line: max_steps: 'ten': should be a valid integer"),
         (["compute.precision=fp8"], r"compute\.precision: 'fp8': should be 'fp32' or 'bf16'"),
         (["compute.fp8=delayed"], r"compute\.fp8: delayed needs compute\.transformer_engine: true"),
-        (["compute.gradient_accumulation_fusion=true"], r"the package apex is not installed"),
+        (["compute.gradient_accumulation_fusion=true"], r"or the package apex with its CUDA extensions"),
         (["compute.transformer_engine=true"], r"the package transformer_engine is not installed"),
         (["compute.transformer_engine=true", "compute.fp8=blockwise"], r"transformer_engine is not installed"),
         (["optimizer.min_lr=0.1"], r"optimizer\.min_lr: 0\.1 is greater than optimizer\.lr of 0\.001"),
