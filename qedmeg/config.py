@@ -175,8 +175,8 @@ class CheckpointConfig(Settings):
     """Write while training goes on."""
 
 
-class JudgeConfig(Settings):
-    """A language model that grades proofs, behind any OpenAI-compatible server."""
+class EndpointConfig(Settings):
+    """A language model behind any OpenAI-compatible server."""
 
     base_url: str
     """Address of the server, such as http://localhost:8000/v1."""
@@ -184,22 +184,17 @@ class JudgeConfig(Settings):
     """Name of the model there."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the key; the key itself stands in no file. None: no key."""
-    structured: bool = False
-    """Ask for structured output (response_format json_schema), where the server has it; else the verdict is read from
-    the text of the answer."""
-    reference: bool = True
-    """Show the judge the reference solution of problems that have one."""
     temperature: float | None = Field(default=1.0, ge=0)
     """Sampling temperature; None: the server's own."""
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    """Share of the probability that tokens are sampled from; None: the server's own."""
     reasoning_effort: Literal["minimal", "low", "medium", "high"] | None = None
     """How long a reasoning model thinks, where the server knows the setting."""
     max_tokens: int = Field(default=32768, ge=1)
     """Most tokens of an answer, reasoning included."""
-    votes: int = Field(default=1, ge=1)
-    """Verdicts asked of this judge for each proof."""
 
     price_prompt: float = Field(default=0.0, ge=0)
-    """Price of a million prompt tokens, in any currency that all judges share."""
+    """Price of a million prompt tokens, in any currency that all models share."""
     price_completion: float = Field(default=0.0, ge=0)
     """Price of a million completion tokens."""
 
@@ -208,16 +203,16 @@ class JudgeConfig(Settings):
     timeout_seconds: float = Field(default=600.0, gt=0)
     """Longest wait for the answer to one request."""
     deadline_seconds: float = Field(default=1800.0, gt=0)
-    """Longest time for one verdict with all of its requests and pauses; waiting for a free place is not counted."""
+    """Longest time for one answer with all of its requests and pauses; waiting for a free place is not counted."""
     attempts: int = Field(default=8, ge=1, le=100)
-    """Most attempts at one verdict. A request that the server refuses (bad request, wrong key, no such model) is not
+    """Most attempts at one answer. A request that the server refuses (bad request, wrong key, no such model) is not
     attempted again."""
     backoff_seconds: float = Field(default=1.0, ge=0)
     """The pause before attempt n + 1 is drawn between 0 and 2^(n - 1) times this; a longer Retry-After is kept to."""
     backoff_max_seconds: float = Field(default=60.0, ge=0)
     """Longest such pause that is drawn."""
     hedge_seconds: float | None = Field(default=None, gt=0)
-    """After this long without an answer a second request is sent, if a place is free, and the first verdict counts; it
+    """After this long without an answer a second request is sent, if a place is free, and the first answer counts; it
     should be a time that few answers take longer than. None: never."""
     breaker_failures: int = Field(default=20, ge=1)
     """After so many requests in a row that got no answer, nothing is sent for a while."""
@@ -241,6 +236,18 @@ class JudgeConfig(Settings):
                 "there would never be a second request"
             )
         return self
+
+
+class JudgeConfig(EndpointConfig):
+    """A language model that grades proofs."""
+
+    structured: bool = False
+    """Ask for structured output (response_format json_schema), where the server has it; else the verdict is read from
+    the text of the answer."""
+    reference: bool = True
+    """Show the judge the reference solution of problems that have one."""
+    votes: int = Field(default=1, ge=1)
+    """Verdicts asked of this judge for each proof."""
 
 
 class GraderConfig(Settings):

@@ -22,8 +22,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from qedmeg.chat.account import ANSWERED, Account, Request  # noqa: E402
 from qedmeg.config import GraderConfig, JudgeConfig  # noqa: E402
-from qedmeg.grading.account import ANSWERED, Account, Request  # noqa: E402
 from qedmeg.grading.grade import Cost, Grade, Graded  # noqa: E402
 from qedmeg.grading.grader import ProofProblem  # noqa: E402
 from qedmeg.grading.panel import Panel  # noqa: E402

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import Literal
 
+from qedmeg.chat.account import Account
 from qedmeg.config import GraderConfig
 from qedmeg.data.problems import Problem
-from qedmeg.grading.account import Account
 from qedmeg.grading.cache import GradeCache
 from qedmeg.grading.grade import Cost, Failed, Grade, Graded, ItemGrade
 from qedmeg.grading.grader import Grader, ProofProblem, SymbolicGrader

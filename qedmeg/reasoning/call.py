@@ -3,15 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from qedmeg.chat.endpoint import Message as Message
 from qedmeg.grading.grade import Cost
-
-
-@dataclass(frozen=True)
-class Message:
-    """One turn of a conversation."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str
 
 
 @dataclass(frozen=True)

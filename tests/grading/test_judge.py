@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 import pytest
 from pydantic import ValidationError
 
+from qedmeg.chat.endpoint import Endpoint, RequestFailed, _retry_after
 from qedmeg.config import GraderConfig, JudgeConfig
 from qedmeg.errors import UserError
 from qedmeg.grading.cache import GradeCache
-from qedmeg.grading.endpoint import Endpoint, RequestFailed, _retry_after
 from qedmeg.grading.grade import Cost, Failed, Grade, Graded
 from qedmeg.grading.grader import ProofProblem
 from qedmeg.grading.judge import Judge
@@ -187,7 +187,7 @@ def test_backoff_grows_and_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[float, float]] = []
 
     async def work(judge: Judge) -> Grade:
-        monkeypatch.setattr(judge._jitter, "uniform", lambda low, high: drawn.append((low, high)) or 0.0)
+        monkeypatch.setattr(judge.client._jitter, "uniform", lambda low, high: drawn.append((low, high)) or 0.0)
         return await judge.grade(ITEMS, "Proof.")
 
     with JudgeServer(script("500")) as server:
@@ -211,7 +211,7 @@ def test_the_deadline_ends_a_grade_by_name() -> None:
     last = "last failure: timeout: no answer within 0.5 s"
     assert (failed.kind, failed.reason) == (
         "deadline",
-        f"judge scripted at {server.url}: no verdict within 0.9 s; {last}",
+        f"judge scripted at {server.url}: no answer of use within 0.9 s; {last}",
     )
     assert failed.cost == judges[0].account.cost == Cost(requests=3)
     assert judges[0].account.outcomes == {"server error": 1, "timeout": 1, "cancelled": 1}

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from qedmeg.grading.breaker import Breaker
+from qedmeg.chat.breaker import Breaker
 
 PAUSE = 0.1
 

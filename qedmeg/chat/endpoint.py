@@ -5,14 +5,14 @@ import email.utils
 import math
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import openai
 from pydantic import BaseModel, Field, ValidationError
 
-from qedmeg.config import JudgeConfig
+from qedmeg.config import EndpointConfig
 from qedmeg.errors import UserError
 
 NO_KEY = "none"  # for servers that ask for none; the client wants something to send
@@ -28,10 +28,23 @@ class Usage(BaseModel):
 
 
 @dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True)
 class Answer:
-    """A judge's final message."""
+    """What a model said."""
 
     content: str
+    """Its message, which may hold its thinking where the server leaves it there."""
+    thinking: str
+    """What it thought before, where the server keeps the two apart."""
+    cut_off: bool
+    """Whether it ended at the most tokens that were allowed."""
     usage: Usage | None
 
 
@@ -48,7 +61,7 @@ class RequestFailed(Exception):
 class Endpoint:
     """A model behind an address. Raises `UserError` when the environment variable that holds its key is not set."""
 
-    def __init__(self, config: JudgeConfig) -> None:
+    def __init__(self, config: EndpointConfig) -> None:
         key = NO_KEY if config.api_key_env is None else os.environ.get(config.api_key_env, "")
         if not key:
             raise UserError(f"api_key_env: the environment variable '{config.api_key_env}' is not set")
@@ -58,22 +71,31 @@ class Endpoint:
             api_key=key, base_url=config.base_url, max_retries=0, timeout=config.timeout_seconds
         )
 
-    async def ask(self, system: str, user: str, schema: dict[str, Any] | None, request_id: str) -> Answer:
+    async def ask(
+        self, messages: Sequence[Message], schema: dict[str, Any] | None, max_tokens: int | None, request_id: str
+    ) -> Answer:
         """The answer to one request, which carries `request_id` in a header for whoever compares logs.
 
-        Raises `RequestFailed`. Does not wait longer than `timeout_seconds`, however slowly the answer drips in.
+        `max_tokens` may allow fewer than the settings do. Raises `RequestFailed`. Does not wait longer than
+        `timeout_seconds`, however slowly the answer drips in.
         """
         config = self._config
+        turns: Any = [asdict(message) for message in messages]
+        sampling: dict[str, Any] = {
+            name: value
+            for name in ("temperature", "top_p", "reasoning_effort")
+            if (value := getattr(config, name)) is not None
+        }
+        if schema is not None:
+            sampling["response_format"] = _response_format(schema)
         try:
             async with asyncio.timeout(config.timeout_seconds):
                 response = await self._client.chat.completions.with_raw_response.create(
                     model=config.model,
-                    messages=[{"role": "system", "content": system}, {"role": "user", "content": user}],
-                    max_completion_tokens=config.max_tokens,
-                    temperature=openai.omit if config.temperature is None else config.temperature,
-                    reasoning_effort=openai.omit if config.reasoning_effort is None else config.reasoning_effort,
-                    response_format=openai.omit if schema is None else _response_format(schema),
+                    messages=turns,
+                    max_completion_tokens=min(config.max_tokens, max_tokens or config.max_tokens),
                     extra_headers={"X-Client-Request-Id": request_id},
+                    **sampling,
                 )
         except (TimeoutError, openai.APITimeoutError):
             raise RequestFailed("timeout", f"no answer within {config.timeout_seconds:g} s") from None
@@ -104,13 +126,12 @@ class Endpoint:
             raise RequestFailed(kind, reason, usage=usage) from None
         if not choices:
             raise RequestFailed("empty answer", "no choices", usage=usage)
-        content, finish_reason = choices[0].message.content or "", choices[0].finish_reason
-        if finish_reason == "length":
-            reason = f"cut off after max_tokens {self._config.max_tokens}"
-            raise RequestFailed("unreadable answer", reason, usage=usage)
-        if not content.strip():
+        message, finish_reason = choices[0].message, choices[0].finish_reason
+        content, thinking = message.content or "", message.reasoning_content or message.reasoning or ""
+        cut_off = finish_reason == "length"
+        if not content.strip() and not cut_off:
             raise RequestFailed("empty answer", self._shown(f"finish reason {finish_reason!r}"), usage=usage)
-        return Answer(content, usage)
+        return Answer(content, thinking, cut_off, usage)
 
     def _shown(self, text: str) -> str:
         """Short, in one line, and without the key, which some servers repeat when they refuse it."""
@@ -121,6 +142,9 @@ class Endpoint:
 
 class _Message(BaseModel):
     content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    """Servers call it the one or the other."""
 
 
 class _Choice(BaseModel):

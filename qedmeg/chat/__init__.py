@@ -1,0 +1,1 @@
+"""Language models behind OpenAI-compatible servers: asked again when something goes wrong, each request accounted."""

@@ -1,0 +1,69 @@
+"""A model behind a server, as scaffolds ask it."""
+
+import asyncio
+import hashlib
+import json
+
+from qedmeg.chat.account import Account
+from qedmeg.chat.client import Client, GaveUpError
+from qedmeg.chat.endpoint import Answer
+from qedmeg.config import EndpointConfig
+from qedmeg.reasoning.call import Call, CallLog, ModelFailedError, Reply
+
+THINK, END_OF_THINK = "<think>", "</think>"
+
+
+class ServedModel:
+    """A `Model` behind an OpenAI-compatible server. Belongs to the event loop in which it is first used."""
+
+    def __init__(self, config: EndpointConfig) -> None:
+        """Raises UserError when the key's environment variable is not set."""
+        self.name = _name(config)
+        self._client = Client(config)
+
+    @property
+    def account(self) -> Account:
+        """Of all requests."""
+        return self._client.account
+
+    async def ask(self, call: Call, log: CallLog) -> Reply:
+        """The reply to a call; one that was cut off is a reply too."""
+        clock = asyncio.get_running_loop().time
+        started = clock()
+        try:
+            used = await self._client.ask(call.messages, _read, max_tokens=call.max_tokens)
+        except GaveUpError as failure:
+            raise ModelFailedError(failure.kind, str(failure), failure.cost) from None
+        text, thinking, cut_off = used.value
+        tokens = 0 if used.usage is None else used.usage.completion_tokens
+        return Reply(text, thinking, "length" if cut_off else "stop", tokens, used.cost, clock() - started)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+
+def _read(answer: Answer) -> tuple[str, str, bool]:
+    """Final message, thinking, and whether it was cut off."""
+    thinking, text = split_thinking(answer.content)
+    return text, "\n\n".join(part for part in (answer.thinking, thinking) if part), answer.cut_off
+
+
+def split_thinking(content: str) -> tuple[str, str]:
+    """The thinking and the final message of a text that may hold both: what stands before the last `</think>` is
+    thinking, and all of a text is that begins with `<think>` and never ends it.
+
+    >>> split_thinking("<think>Hm.</think>Clear.")
+    ('Hm.', 'Clear.')
+    """
+    thinking, mark, text = content.rpartition(END_OF_THINK)
+    if not mark:
+        begun = content.lstrip().startswith(THINK)
+        thinking, text = (content, "") if begun else ("", content)
+    return thinking.strip().removeprefix(THINK).strip(), text.strip()
+
+
+def _name(config: EndpointConfig) -> str:
+    """The model, and a hash of the settings that an answer depends on. The address is none of them."""
+    settings = [config.temperature, config.top_p, config.reasoning_effort, config.max_tokens]
+    return f"{config.model}/{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]}"
