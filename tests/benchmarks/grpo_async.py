@@ -111,7 +111,7 @@ def _config(folder: Path, judge: str, args: argparse.Namespace) -> Path:
     config = yaml.safe_load(DEMO_CONFIG.read_text())
     config["model"] = {"hf": str(args.model.absolute())}
     config["data"]["train"] = str(folder / "problems.jsonl")
-    config["rollout"]["start"] = 1
+    config["rollout"] |= {"start": 1, "engines": 1}
     config["grader"] = {"judges": [{"base_url": judge, "model": "scripted", "concurrency": args.concurrency}]}
     config["max_steps"] = args.steps
     config["checkpoint"]["save_every"] = args.steps

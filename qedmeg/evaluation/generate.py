@@ -1,0 +1,88 @@
+"""Answers to a benchmark's problems, by a model or by a scaffold over models, each kept as soon as it is there."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from qedmeg.evaluation.problem import BenchmarkProblem
+from qedmeg.evaluation.results import Attempt, Results
+from qedmeg.monitor.progress import bar
+from qedmeg.reasoning.call import Model, ModelFailedError
+from qedmeg.reasoning.session import Scaffold, Session, attempt
+
+
+@dataclass
+class Outcome:
+    """What became of a run's attempts this time."""
+
+    finished: int = 0
+    known: int = 0
+    """Finished before."""
+    failed: Counter[str] = field(default_factory=Counter)
+    """Attempts that a model left without a reply, by kind of failure: tried again when the run goes on."""
+
+
+async def generate(
+    results: Results,
+    run: str,
+    problems: Sequence[BenchmarkProblem],
+    samples: int,
+    scaffold: Scaffold,
+    models: Mapping[str, Model],
+    *,
+    budget: int | None,
+    concurrency: int,
+) -> Outcome:
+    """Make all attempts of a run that are not finished yet, `concurrency` of them side by side.
+
+    Args:
+        results: where the run has been begun.
+        run: its name.
+        problems: the benchmark's.
+        samples: attempts at each problem.
+        scaffold: from a session to an answer.
+        models: by role.
+        budget: most tokens that the replies of one attempt may have; None: no limit.
+        concurrency: attempts at a time, whatever their number of calls.
+    """
+    done = {(one.problem, one.sample) for one in results.attempts(run)}
+    # the first sample of every problem, then the second: what is there of a run that was stopped tells the most
+    left = [(one, n) for n in range(samples) for one in problems if (one.id, n) not in done]
+    outcome = Outcome(known=len(problems) * samples - len(left))
+    with bar("answering", len(problems) * samples, done=outcome.known) as progress:
+
+        async def work(mine: Iterator[tuple[BenchmarkProblem, int]]) -> None:
+            for problem, sample in mine:
+                session = Session(problem.statement, models, results.log(run, problem.id, sample), budget=budget)
+                try:
+                    solution = await attempt(scaffold, session)
+                except ModelFailedError as failure:
+                    outcome.failed[failure.kind] += 1
+                    outcome_note = f"{outcome.failed.total()} failed, the last: {failure}"
+                    progress.advance(note=outcome_note[:120])
+                    continue
+                cost = solution.cost
+                await results.add_attempt(
+                    run,
+                    Attempt(
+                        problem=problem.id,
+                        sample=sample,
+                        text=solution.text,
+                        ended=solution.ended,
+                        tokens=solution.tokens,
+                        requests=cost.requests,
+                        prompt_tokens=cost.prompt_tokens,
+                        completion_tokens=cost.completion_tokens,
+                        money=cost.money,
+                        seconds=solution.seconds,
+                    ),
+                )
+                outcome.finished += 1
+                progress.advance()
+
+        shared = iter(left)
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(min(concurrency, len(left))):
+                tasks.create_task(work(shared))
+    return outcome

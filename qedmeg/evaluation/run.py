@@ -1,0 +1,159 @@
+"""Answer a benchmark's problems; see `python eval/run.py --help`."""
+
+import argparse
+import asyncio
+from contextlib import AsyncExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qedmeg.errors import UserError, near_miss
+from qedmeg.evaluation.benchmarks import BENCHMARKS, load_benchmark
+from qedmeg.evaluation.generate import Outcome, generate
+from qedmeg.evaluation.problem import BenchmarkProblem
+from qedmeg.evaluation.results import EvaluationRun, Results
+from qedmeg.evaluation.serving import ModelSource, find_model, ready_models, served
+from qedmeg.reasoning.prompts import prompts_hash
+from qedmeg.reasoning.scaffolds import SCAFFOLDS, find_scaffold, make_scaffold
+from qedmeg.reasoning.session import PROVER, Scaffold
+from qedmeg.settings import parse_value
+
+RESULTS_FILE = "results.sqlite"
+_MODEL, _SCAFFOLD = "model", "scaffold"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is answered, and by whom."""
+    parser.add_argument("--benchmark", required=True, help=f"{', '.join(BENCHMARKS)}, or a file with problems")
+    parser.add_argument("--data", help="the benchmark's file or hub id, where it is not embedded")
+    parser.add_argument("--problems", type=int, help="only the first so many (embedded: how many; default: all, 108)")
+    parser.add_argument(
+        "--model", required=True, help=f"a Hugging Face folder, a settings file, or one of {', '.join(ready_models())}"
+    )
+    parser.add_argument("--scaffold", default="single", help=f"{', '.join(SCAFFOLDS)} (default: %(default)s)")
+    parser.add_argument(
+        "--role", action="append", default=[], metavar="ROLE=MODEL", help="another model in a role of the scaffold"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="such as model.temperature=0.6, "
+        "scaffold.rounds=2 or verifier.max_tokens=4096"
+    )
+    parser.add_argument("--samples", type=int, default=1, help="attempts at each problem (default: %(default)s)")
+    parser.add_argument("--budget", type=int, help="most tokens an attempt may generate (default: no limit)")
+    parser.add_argument(
+        "--concurrency", type=int, default=256, help="attempts that are made side by side (default: %(default)s)"
+    )
+    parser.add_argument("--name", help="of the run in the results (default: benchmark, model and scaffold)")
+    parser.add_argument("--out", type=Path, required=True, help=f"folder with {RESULTS_FILE}")
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run, read and checked."""
+
+    run: EvaluationRun
+    problems: list[BenchmarkProblem]
+    scaffold: Scaffold
+    models: dict[str, ModelSource]
+    """By role."""
+    budget: int | None
+    concurrency: int
+
+
+def prepared(arguments: argparse.Namespace) -> PreparedRun:
+    """Read and check everything before a model is started.
+
+    Raises:
+        UserError: naming the option and the value.
+    """
+    for option in ("problems", "samples", "budget", "concurrency"):
+        value = getattr(arguments, option)
+        if value is not None and value < 1:
+            raise UserError(f"--{option}: {value} is less than 1")
+    entry = find_scaffold(arguments.scaffold, "--scaffold")
+    roles = dict(_pair(given, "--role") for given in arguments.role)
+    for role in roles:
+        if role not in entry.roles:
+            raise UserError(
+                f"--role: {role}: {arguments.scaffold} has no such role{near_miss(role, entry.roles)}; it asks "
+                f"{', '.join(entry.roles)}"
+            )
+    given: dict[str, dict[str, Any]] = {}
+    for setting in arguments.set:
+        key, value = _pair(setting, "--set")
+        section, dot, name = key.partition(".")
+        if not dot or section not in (_MODEL, _SCAFFOLD, *roles):
+            known = ", ".join(f"{known}.…" for known in (_MODEL, _SCAFFOLD, *roles))
+            raise UserError(f"--set: {key}: expected {known}")
+        given.setdefault(section, {})[name] = parse_value(value, f"--set {key}")
+    scaffold_settings = given.get(_SCAFFOLD, {})
+    scaffold = make_scaffold(arguments.scaffold, scaffold_settings, "--set scaffold")
+    models = {PROVER: find_model(arguments.model, given.get(_MODEL, {}))}
+    models |= {role: find_model(model, given.get(role, {})) for role, model in roles.items()}
+    problems = load_benchmark(arguments.benchmark, arguments.data, arguments.problems)
+    name = arguments.name or f"{arguments.benchmark} {models[PROVER].name} {arguments.scaffold}"
+    settings = {
+        "scaffold": scaffold_settings,
+        "prompts": prompts_hash(),
+        "budget": arguments.budget,
+        "models": {role: source.settings() for role, source in models.items()},
+    }
+    run = EvaluationRun(
+        name, arguments.benchmark, models[PROVER].name, arguments.scaffold, arguments.samples, settings
+    )
+    return PreparedRun(run, problems, scaffold, models, arguments.budget, arguments.concurrency)
+
+
+async def answer(results: Results, prepared: PreparedRun, logs: Path) -> Outcome:
+    """Start what models are to be started, and make the attempts that are not finished."""
+    run = prepared.run
+    results.begin(run, prepared.problems)
+    async with AsyncExitStack() as ending:
+        models = {
+            role: await ending.enter_async_context(served(source, logs)) for role, source in prepared.models.items()
+        }
+        return await generate(
+            results,
+            run.name,
+            prepared.problems,
+            run.samples,
+            prepared.scaffold,
+            models,
+            budget=prepared.budget,
+            concurrency=prepared.concurrency,
+        )
+
+
+def say(outcome: Outcome, run: EvaluationRun) -> int:
+    """Tell what became of the attempts; the exit status: 1 where some have failed."""
+    print(f"{run.name}: {outcome.finished} answered, {outcome.known} before")
+    for kind, count in outcome.failed.most_common():
+        print(f"not answered: {count} ({kind}); run the same command again")
+    return 1 if outcome.failed else 0
+
+
+def main() -> int:
+    """Answer a benchmark from the command line."""
+    parser = argparse.ArgumentParser(
+        description="Answer a benchmark's problems with a model or a scaffold. Every reply is kept at once: the same "
+        "command goes on where it was cut off, and asks nothing twice.",
+        epilog="examples:\n"
+        "  python eval/run.py --benchmark embedded --model runs/demo/sft --samples 4 --out runs/eval\n"
+        "  python eval/run.py --benchmark imo-proofbench --data proofbench_v2.csv --model qed-nano \\\n"
+        "    --scaffold rsa --set scaffold.rounds=2 --samples 3 --out runs/eval",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(parser)
+    arguments = parser.parse_args()
+    todo = prepared(arguments)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    with closing(Results(arguments.out / RESULTS_FILE)) as results:
+        outcome = asyncio.run(answer(results, todo, arguments.out / "logs"))
+    return say(outcome, todo.run)
+
+
+def _pair(text: str, option: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"{option}: {text}: expected KEY=VALUE")
+    return key, value

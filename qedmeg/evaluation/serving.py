@@ -1,0 +1,148 @@
+"""The models of an evaluation: behind an address, or a folder of this machine that a vLLM server is started for."""
+
+import hashlib
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from qedmeg.chat.model import ServedModel
+from qedmeg.config import EndpointConfig
+from qedmeg.errors import UserError, near_miss
+from qedmeg.model.families import read_architecture
+from qedmeg.rollout.engine import hardware_options
+from qedmeg.rollout.server import Server, ServerProcess, wait_until_up
+from qedmeg.settings import Settings, check_settings, load_config
+
+SECONDS_TO_START = 900.0
+_READY = files("qedmeg.evaluation") / "models"
+
+
+class LocalConfig(Settings):
+    """A model folder of this machine."""
+
+    temperature: float = Field(default=1.0, ge=0)
+    """Sampling temperature."""
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    """Share of the probability that tokens are sampled from. None: all."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens of an answer. None: what the context leaves."""
+    max_length: int | None = Field(default=None, ge=2)
+    """Longest prompt and answer, in tokens. None: the model's context."""
+    tp: int = Field(default=1, ge=1)
+    """Tensor parallel size of the server."""
+    concurrency: int = Field(default=64, ge=1)
+    """Most answers generated at a time."""
+    kv_cache_gib: float | None = Field(default=None, gt=0)
+    """Memory for keys and values. None: a quarter GiB on CPU, 90 % of a GPU."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model is: `endpoint` has its address, or `folder` its weights."""
+
+    name: str
+    endpoint: EndpointConfig | None = None
+    folder: Path | None = None
+    local: LocalConfig = LocalConfig()
+
+    def settings(self) -> dict[str, Any]:
+        """What its answers depend on."""
+        if self.endpoint is not None:
+            shared = {"model", "temperature", "top_p", "reasoning_effort", "max_tokens"}
+            return self.endpoint.model_dump(mode="json", include=shared)
+        assert self.folder is not None
+        sampling = self.local.model_dump(mode="json", include={"temperature", "top_p", "max_tokens", "max_length"})
+        return {"model": self.name, "weights": weights_hash(self.folder), **sampling}
+
+
+def find_model(name: str, settings: dict[str, Any]) -> ModelSource:
+    """The model of a folder, of a settings file, or of a name that there are ready settings for.
+
+    Raises:
+        UserError: there is none, or `settings` do not fit it.
+    """
+    if (Path(name) / "config.json").is_file():
+        folder = Path(name)
+        return ModelSource(folder.resolve().name, folder=folder, local=check_settings(LocalConfig, settings, name))
+    overrides = [f"{key}={value}" for key, value in settings.items()]
+    if name.endswith((".yaml", ".yml")):
+        return ModelSource(Path(name).stem, endpoint=load_config(EndpointConfig, name, overrides))
+    ready = ready_models()
+    if name not in ready:
+        raise UserError(
+            f"--model: {name}: no folder with a config.json, no settings file, and no model with ready settings"
+            f"{near_miss(name, ready)}; there are {', '.join(ready)}"
+        )
+    return ModelSource(name, endpoint=load_config(EndpointConfig, str(_READY / f"{name}.yaml"), overrides))
+
+
+def ready_models() -> list[str]:
+    """Names of the models that there are settings and prices for."""
+    return sorted(path.name.removesuffix(".yaml") for path in _READY.iterdir() if path.name.endswith(".yaml"))
+
+
+@asynccontextmanager
+async def served(source: ModelSource, logs: Path) -> AsyncIterator[ServedModel]:
+    """The model, ready to be asked; a server that was started for it ends with it.
+
+    Raises:
+        UserError: the server does not start, or a key is missing.
+    """
+    if source.endpoint is not None:
+        with_address = source.endpoint
+        model = ServedModel(with_address)
+        try:
+            yield model
+        finally:
+            await model.close()
+        return
+    assert source.folder is not None
+    local = source.local
+    context = read_architecture(source.folder).max_positions
+    if local.max_length is not None and local.max_length > context:
+        raise UserError(f"model.max_length: {local.max_length} is longer than the model's context of {context}")
+    name = f"{source.name}-{weights_hash(source.folder)[:8]}"
+    options = hardware_options(kv_cache_gib=local.kv_cache_gib) | {
+        "generation_config": "vllm",  # the settings say all about sampling, not the folder
+        "max_model_len": local.max_length or context,
+        "max_num_seqs": local.concurrency,
+        "tensor_parallel_size": local.tp,
+    }
+    logs.mkdir(parents=True, exist_ok=True)
+    with closing(ServerProcess(source.folder, options, logs / f"vllm_{source.name}.log", chat=name)) as process:
+        server = Server(process.address)
+        try:
+            await wait_until_up(server, process, SECONDS_TO_START)
+        finally:
+            await server.close()
+        endpoint = EndpointConfig(
+            base_url=f"{process.address}/v1",
+            model=name,
+            temperature=local.temperature,
+            top_p=local.top_p,
+            max_tokens=local.max_tokens,
+            concurrency=min(1000, 2 * local.concurrency),  # the server always has the next ones at hand
+        )
+        model = ServedModel(endpoint)
+        try:
+            yield model
+        finally:
+            await model.close()
+
+
+def weights_hash(folder: Path) -> str:
+    """SHA-256 over the names and contents of a model's weights and configuration."""
+    whole = hashlib.sha256()
+    for path in _weight_files(folder):
+        with path.open("rb") as file:
+            whole.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return whole.hexdigest()
+
+
+def _weight_files(folder: Path) -> Sequence[Path]:
+    return [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
