@@ -14,7 +14,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -51,12 +51,20 @@ def load_config(cls: type[S], path: str | Path, overrides: Sequence[str] = ()) -
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected settings ('key: value' lines), found {_shown(tree)}")
     given = [_apply_override(tree, override) for override in overrides]
+    return check_settings(cls, tree, str(path), given)
+
+
+def check_settings(cls: type[S], tree: Mapping[str, Any], origin: str, overridden: Sequence[str] = ()) -> S:
+    """The settings `cls` from what YAML or JSON holds; `overridden` names what came from the command line.
+
+    Raises UserError as `load_config`, which names `origin` in place of the file.
+    """
     try:
         # By way of JSON, whose strict mode still takes text for a path and a list for a tuple, as YAML gives them.
         return cls.model_validate_json(json.dumps(tree), strict=True)
     except ValidationError as error:
         problems = error.errors(include_url=False)
-        raise UserError("\n".join(_explain(cls, problem, str(path), given) for problem in problems)) from None
+        raise UserError("\n".join(_explain(cls, problem, origin, overridden) for problem in problems)) from None
 
 
 def save_config(config: Settings, path: str | Path) -> None:

@@ -1,7 +1,6 @@
 """What a judge is told: the problem, its rubric, a reference solution where there is one, and the proof in a fence."""
 
 import hashlib
-import re
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import jinja2
 
 from qedmeg.data.problems import Problem, reference_proof
+from qedmeg.fence import harmless, make_key, sendable
 from qedmeg.grading.grader import ProofProblem
 from qedmeg.grading.rubric import RUBRIC_POINTS, Rubric
 from qedmeg.grading.verdict import Verdict, json_schema, read_json, read_text
@@ -53,14 +53,14 @@ def make_prompt(problem: ProofProblem, proof: str, *, structured: bool, referenc
     for all proofs of a problem but for the key, so that a server may reuse it."""
     items = problem.rubric.items if isinstance(problem.rubric, Rubric) else None
     shown = problem.reference if reference else None
-    text = _harmless(proof)
-    key = _key(problem.statement, text, shown or "", *_rubric_texts(problem.rubric))
+    text = harmless(proof)
+    key = make_key(problem.statement, text, shown or "", *_rubric_texts(problem.rubric))
     user = _ENVIRONMENT.get_template(_USER).render(
         problem=problem, items=items, reference=shown, proof=text, key=key, of=RUBRIC_POINTS, structured=structured
     )
     return Prompt(
         system=_ENVIRONMENT.get_template(_SYSTEM).render(),
-        user=user.encode("utf-8", errors="replace").decode("utf-8"),  # a lone surrogate becomes a question mark
+        user=sendable(user),
         key=key,
         names=tuple(item.name for item in items) if items else (WHOLE_PROOF,),
         of=tuple(item.points for item in items) if items else (RUBRIC_POINTS,),
@@ -84,21 +84,5 @@ def rules_hash() -> str:
     return digest.hexdigest()
 
 
-def _harmless(proof: str) -> str:
-    """The proof with a space after each `<` and before each `[` of a word in capitals, so that none of a chat
-    template's marks (`<|im_end|>`, `</s>`, `[INST]`) is left in it: some servers take them at their word wherever they
-    stand."""
-    return re.sub(r"<(?=[^\s=])", "< ", re.sub(r"\[(?=/?[A-Z_]{2,}\])", "[ ", proof))
-
-
 def _rubric_texts(rubric: Rubric | str) -> list[str]:
     return [rubric] if isinstance(rubric, str) else [text for item in rubric.items for text in (item.name, item.text)]
-
-
-def _key(*texts: str) -> str:
-    """64 bits made from all that is in the prompt and found nowhere in it."""
-    whole = "\0".join(texts)
-    digest = hashlib.sha256(whole.encode("utf-8", errors="replace"))
-    while (key := digest.hexdigest()[:16]) in whole:
-        digest.update(b"once more")
-    return key

@@ -15,7 +15,8 @@ class Call:
     """Where in the scaffold it is asked, such as `round 2/verify 3`: no two calls about a problem share it, and `/`
     makes a tree of them."""
     role: str
-    """Which of the scaffold's models is asked: `prover`, `verifier`, `summariser`, `selector`."""
+    """Which of the scaffold's models is asked: `prover`, `improver`, `verifier`, `selector`, `summariser` or
+    `planner`."""
     messages: tuple[Message, ...]
     max_tokens: int | None = None
     """Most tokens of the reply, thinking included. None: what the model's own settings allow."""

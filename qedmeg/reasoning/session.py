@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from qedmeg.grading.grade import Cost
-from qedmeg.reasoning.call import Call, CallLog, Message, Model, Reply
+from qedmeg.reasoning.call import Call, CallLog, Model, Reply
 
 PROVER = "prover"
 """The role that every scaffold has; the model in it stands in for roles without one of their own."""
@@ -30,16 +30,18 @@ class Session:
         self.cost = Cost()
         self.seconds = 0.0
         """Of all replies, one after the other."""
+        self.replies = self.cut_off = 0
+        """Replies until now, and those of them that were cut off."""
         self._models, self._log, self._budget = models, log, budget
 
-    async def ask(self, role: str, path: str, *messages: Message, max_tokens: int | None = None) -> Reply:
+    async def ask(self, call: Call) -> Reply:
         """The reply to one call.
 
         Raises:
             BudgetSpentError: no tokens are left for it.
             ModelFailedError: the model gave none.
         """
-        return (await self.ask_all([Call(path, role, messages, max_tokens)]))[0]
+        return (await self.ask_all([call]))[0]
 
     async def ask_all(self, calls: Sequence[Call]) -> list[Reply]:
         """The replies to calls that run side by side, in their order. Each may take an equal part of what is left.
@@ -66,6 +68,8 @@ class Session:
             self.tokens += reply.tokens
             self.cost += reply.cost
             self.seconds += reply.seconds
+            self.replies += 1
+            self.cut_off += reply.finish_reason == "length"
             replies.append(reply)
         for reply in found:
             if isinstance(reply, BaseException):
@@ -87,7 +91,8 @@ class Solution:
     """What a scaffold made of a problem."""
 
     text: str
-    ended: Literal["done", "budget spent"]
+    ended: Literal["done", "length", "budget spent"]
+    """`length`: the only reply was cut off."""
     tokens: int
     cost: Cost
     seconds: float
@@ -103,9 +108,11 @@ async def attempt(scaffold: Scaffold, session: Session) -> Solution:
     Raises:
         ModelFailedError: a model gave no reply.
     """
-    ended: Literal["done", "budget spent"] = "done"
+    ended: Literal["done", "length", "budget spent"] = "done"
     try:
         text = await scaffold(session)
+        if session.replies == session.cut_off == 1:
+            ended = "length"
     except BudgetSpentError:
         text, ended = session.best, "budget spent"
     return Solution(text, ended, session.tokens, session.cost, session.seconds)
@@ -125,7 +132,9 @@ class ScaffoldModel:
         below = _Below(call.path, log)
         session = Session(call.messages[-1].content, self._models, below, budget=call.max_tokens)
         solution = await attempt(self._scaffold, session)
-        finish_reason: Literal["stop", "length"] = "stop" if solution.ended == "done" else "length"
+        # What a scaffold answers when its budget ends is mostly whole: the best that it had.
+        whole = solution.text != "" and solution.ended != "length"
+        finish_reason: Literal["stop", "length"] = "stop" if whole else "length"
         return Reply(solution.text, "", finish_reason, solution.tokens, solution.cost, solution.seconds)
 
 
