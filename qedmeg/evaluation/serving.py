@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class ModelSource:
     name: str
     endpoint: EndpointConfig | None = None
     folder: Path | None = None
-    local: LocalConfig = LocalConfig()
+    local: LocalConfig = field(default_factory=LocalConfig)
 
     def settings(self) -> dict[str, Any]:
         """What its answers depend on."""

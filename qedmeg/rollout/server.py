@@ -40,10 +40,13 @@ class EngineRefused(Exception):
     """An engine answers that what it was asked is wrong, which no other will take either."""
 
 
-def command(model: Path, host: str, port: int, options: Mapping[str, Any]) -> list[str]:
-    """The command of a server; `options` are those of `rollout_options`."""
-    flags = ["--model", str(model), "--served-model-name", "policy", "--host", host, "--port", str(port)]
-    flags += ["--tokens-only", "--disable-uvicorn-access-log"]
+def command(model: Path, host: str, port: int, options: Mapping[str, Any], *, chat: str | None = None) -> list[str]:
+    """The command of a server; `options` are keywords of vLLM's LLM, such as those of `rollout_options`.
+
+    It takes token ids, or as `chat`, the name that the model then has, the messages of conversations.
+    """
+    flags = ["--model", str(model), "--served-model-name", chat or "policy", "--host", host, "--port", str(port)]
+    flags += ["--disable-uvicorn-access-log", *([] if chat else ["--tokens-only"])]
     for name, value in options.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):  # after a switch, "False" would be read as the name of a model
@@ -84,9 +87,18 @@ class ServerProcess:
     Made on a thread that lasts as long as the process: the kernel takes its thread's end for the parent's.
     """
 
-    def __init__(self, model: Path, options: Mapping[str, Any], log: Path, gpus: Sequence[str] = ()) -> None:
-        """Start it; its output goes into the file `log`. `gpus` are all that it sees; none given: all there are."""
-        self.log = log
+    def __init__(
+        self,
+        model: Path,
+        options: Mapping[str, Any],
+        log: Path,
+        gpus: Sequence[str] = (),
+        *,
+        chat: str | None = None,
+    ) -> None:
+        """Start it; its output goes into the file `log`. `gpus` are all that it sees; none given: all there are.
+        `chat`: see `command`."""
+        self.log, self._chat = log, chat
         self._model, self._options, self._port = model, options, free_port()
         self._visible = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
         self.address = f"http://127.0.0.1:{self._port}"
@@ -97,7 +109,7 @@ class ServerProcess:
         with self.log.open("ab") as log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(
-                command(self._model, "127.0.0.1", self._port, self._options),
+                command(self._model, "127.0.0.1", self._port, self._options, chat=self._chat),
                 env=environment(**self._visible, **{PARENT: f"{os.getpid()}"}),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
