@@ -9,6 +9,7 @@ from qedmeg.errors import run_command
 COMMANDS = {
     "doctor": ("qedmeg.doctor", "what is installed here, what is missing for what"),
     "report": ("qedmeg.monitor.report", "a run's curves and proofs as one HTML file"),
+    "view": ("qedmeg.viewer.command", "evaluations and runs as a local web page, and grading by hand"),
     "show-batch": ("qedmeg.data.show_batch", "a packed batch with what is trained on marked"),
     "serve": ("qedmeg.rollout.serve", "a vLLM server that a run generates its rollouts by"),
 }

@@ -1,4 +1,4 @@
-"""Proofs that people have graded: the files of DeepSeek-Math-V2 and of IMO-GradingBench."""
+"""Proofs that people have graded: the files of DeepSeek-Math-V2 (and the viewer's, alike) and of IMO-GradingBench."""
 
 import csv
 import io
@@ -19,7 +19,7 @@ GUIDELINES = (
 """The rubric of a problem that comes without one: the scale of IMO-ProofBench."""
 
 _SCALES = {"PB-": 7, "Putnam": 10, "CMO": 21}
-"""Full marks by the beginning of a problem's number; the files do not say it."""
+"""Full marks by the beginning of a problem's number, for files whose rows do not say `full_marks`."""
 _LONGEST_CELL = 2**24
 _COLUMNS = ("Grading ID", "Problem ID", "Problem", "Solution", "Grading guidelines", "Response", "Points")
 
@@ -70,9 +70,7 @@ def _load_jsonl(path: Path) -> list[RatedProof]:
             row.get("grading guidelines") or GUIDELINES,
             row.get("solution"),
         )
-        full = next((points for start, points in _SCALES.items() if name.startswith(start)), None)
-        if full is None:
-            raise UserError(f"{where}: problem_idx '{name}': full marks are known for {', '.join(_SCALES)}... only")
+        full = _full_marks(row, name, where)
         points = _points(answer.get("human_rating"), full, f"{where}: human_rating")
         rated.append(RatedProof(problem, _field(answer, "proof", str, where), points, path.stem))
     return rated
@@ -98,6 +96,21 @@ def _load_csv(path: Path) -> list[RatedProof]:
     except csv.Error as error:
         raise UserError(f"{path}: {error}") from None
     return rated
+
+
+def _full_marks(row: dict[str, Any], name: str, where: str) -> int:
+    stated = row.get("full_marks")
+    if stated is not None:
+        if not isinstance(stated, int) or isinstance(stated, bool) or stated < 1:
+            raise UserError(f"{where}: full_marks: {stated!r}: expected a whole number above 0")
+        return stated
+    full = next((points for start, points in _SCALES.items() if name.startswith(start)), None)
+    if full is None:
+        raise UserError(
+            f"{where}: problem_idx '{name}': full marks are known for {', '.join(_SCALES)}... only; add a field "
+            "full_marks"
+        )
+    return full
 
 
 def _points(value: Any, full: int, where: str) -> float:

@@ -49,8 +49,8 @@ def excerpt(text: str, head: int, tail: int = 0) -> Excerpt:
     return Excerpt(text[:head], left_out, text[len(text) - tail :])
 
 
-def _visible(value: Any) -> Any:
-    """Text with a mark for each character that has no picture, or is no character of UTF-8."""
+def visible(value: Any) -> Any:
+    """A value; text with a mark for each character that has no picture, or is no character of UTF-8."""
     if isinstance(value, str) and not isinstance(value, Markup):
         return _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", value.replace("\r\n", "\n"))
     return value
@@ -64,17 +64,21 @@ def svg(figure: Figure) -> Markup:
     return Markup(text[text.index("<svg") :])
 
 
-def write_page(path: Path, package: str, template: str, **values: Any) -> None:
-    """Render a template of `package`'s folder `templates` to `path`, which is whole at any time."""
-    environment = jinja2.Environment(
+def environment(package: str) -> jinja2.Environment:
+    """The templates of `package`'s folder `templates`, beside those that all pages share."""
+    return jinja2.Environment(
         loader=jinja2.ChoiceLoader([jinja2.PackageLoader(package), jinja2.PackageLoader("qedmeg.monitor")]),
         autoescape=True,
-        finalize=_visible,
+        finalize=visible,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template(template).render(values)
+
+
+def write_page(path: Path, package: str, template: str, **values: Any) -> None:
+    """Render a template of `package`'s folder `templates` to `path`, which is whole at any time."""
+    page = environment(package).get_template(template).render(values)
     partial = path.with_suffix(".partial")
     partial.write_text(page, encoding="utf-8")
     partial.replace(path)

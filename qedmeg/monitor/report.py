@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qedmeg.config_rl import ProblemConfig
 from qedmeg.data.problems import Problem
-from qedmeg.data.prompts import read_problems
 from qedmeg.errors import UserError
 from qedmeg.grading.grader import ProofProblem
 from qedmeg.grading.rubric import Rubric
@@ -16,9 +14,9 @@ from qedmeg.monitor.curves import Series
 from qedmeg.monitor.metrics import METRICS_FILE, read_metrics
 from qedmeg.monitor.page import Excerpt, excerpt, write_page
 from qedmeg.monitor.proofs import Choice, choose
+from qedmeg.monitor.run_problems import problems_of
 from qedmeg.rollout.store import STORE_FILE
 from qedmeg.rollout.stored_proofs import Score, StoredProof, read_proofs_of, read_scores
-from qedmeg.settings import Settings, load_config
 
 REPORT_FILE = "report.html"
 PROOFS_OF_A_KIND = 6
@@ -31,12 +29,6 @@ _KINDS = (
     ("worst", "Worst proofs", "Of those that earned the least, the latest; each problem once."),
     ("votes", "Most disagreed-on: votes furthest apart", "One proof, graded several times."),
 )
-
-
-class _RunSettings(Settings, extra="ignore"):
-    """The section of a run's config.yaml that says where its problems are."""
-
-    data: ProblemConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -165,26 +157,14 @@ def _shown(one: StoredProof) -> dict[str, Any]:
 
 
 def _problems(run_dir: Path, ids: set[str]) -> tuple[dict[str, dict[str, Any]], str]:
-    """What is shown of each of these problems, and a note where the run's rows cannot be read any more."""
+    """What is shown of each of these problems, and a note where some are not found any more."""
     shown: dict[str, dict[str, Any]] = {
         name: {"name": excerpt(name, _NAME).head, "statement": None, "rubric": None} for name in ids
     }
-    note = ""
-    missing = set(ids)
-    try:
-        if missing:
-            config = load_config(_RunSettings, run_dir / "config.yaml")
-            for problem, _ in read_problems(config.data):
-                if problem.id in missing:
-                    missing.remove(problem.id)
-                    shown[problem.id]["statement"] = excerpt(problem.statement, _STATEMENT)
-                    shown[problem.id]["rubric"] = _rubric(problem)
-                if not missing:
-                    break
-        if missing:
-            note = f"{len(missing)} of the problems below are no longer in {config.data.train}; their ids are shown."
-    except UserError as error:
-        note = f"The statements of the problems below cannot be shown, but their ids: {error}"
+    found, note = problems_of(run_dir, ids)
+    for problem in found:
+        shown[problem.id]["statement"] = excerpt(problem.statement, _STATEMENT)
+        shown[problem.id]["rubric"] = _rubric(problem)
     return shown, note
 
 
