@@ -38,7 +38,7 @@ class DataConfig(Settings):
     """Where the documents come from, what is trained on in them, and how they are packed into steps."""
 
     train: str
-    """Training rows: a .jsonl, .json or .parquet file, a folder of such files of one kind, or a datasets hub id."""
+    """Training rows: a .jsonl, .json, .csv or .parquet file, a folder of such files of one kind, or a hub id."""
     validation: str | None = None
     """Validation rows, named in the same way. None: none, or those that validation_fraction takes."""
     validation_fraction: float = Field(default=0.0, ge=0.0, le=0.5)
