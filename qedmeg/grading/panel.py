@@ -8,11 +8,10 @@ from statistics import mean
 from typing import Literal
 
 from qedmeg.config import GraderConfig
-from qedmeg.data.problems import Problem
 from qedmeg.grading.account import Account
 from qedmeg.grading.cache import GradeCache
 from qedmeg.grading.grade import Cost, Failed, Grade, Graded, ItemGrade
-from qedmeg.grading.grader import Grader, ProofProblem, SymbolicGrader
+from qedmeg.grading.grader import AnyProblem, Grader, SymbolicGrader
 from qedmeg.grading.judge import Judge
 
 
@@ -40,7 +39,7 @@ class Panel:
         self._needed = config.min_votes or len(self._seats) // 2 + 1
         self.version = self._version()
 
-    async def grade(self, problem: Problem | ProofProblem, proof: str) -> Grade:
+    async def grade(self, problem: AnyProblem, proof: str) -> Grade:
         grades = await asyncio.gather(*(judge.grade(problem, proof, vote) for judge, vote in self._seats))
         if len(grades) == 1:
             return grades[0]
