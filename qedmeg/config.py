@@ -38,7 +38,7 @@ class DataConfig(Settings):
     """Where the documents come from, what is trained on in them, and how they are packed into steps."""
 
     train: str
-    """Training rows: a .jsonl, .json or .parquet file, a folder of such files of one kind, or a datasets hub id."""
+    """Training rows: a .jsonl, .json, .csv or .parquet file, a folder of such files of one kind, or a hub id."""
     validation: str | None = None
     """Validation rows, named in the same way. None: none, or those that validation_fraction takes."""
     validation_fraction: float = Field(default=0.0, ge=0.0, le=0.5)
@@ -190,8 +190,8 @@ class EndpointConfig(Settings):
     """Share of the probability that tokens are sampled from; None: the server's own."""
     reasoning_effort: Literal["minimal", "low", "medium", "high"] | None = None
     """How long a reasoning model thinks, where the server knows the setting."""
-    max_tokens: int = Field(default=32768, ge=1)
-    """Most tokens of an answer, reasoning included."""
+    max_tokens: int | None = Field(default=32768, ge=1)
+    """Most tokens of an answer, reasoning included. None: what the server allows."""
 
     price_prompt: float = Field(default=0.0, ge=0)
     """Price of a million prompt tokens, in any currency that all models share."""

@@ -81,7 +81,8 @@ class LossConfig(Settings):
 
 
 class ProblemColumns(Settings):
-    """Which column of a row holds what. `a.b` is the field `b` of a column `a` that holds an object.
+    """Which column of a row holds what. `a.b` is the field `b` of a column `a` that holds an object. The names that are
+    looked for where none is given may be in capitals and have spaces: `Problem ID` is `problem_id`.
 
     A row that one of the embedded problem families made (`Problem.to_json`) is known by its columns `family` and
     `parameters`, and needs none of these.
@@ -91,18 +92,19 @@ class ProblemColumns(Settings):
     """The statement. None: `problem`, `prompt` or `question`."""
     rubric: str | None = None
     """What the proof is graded by, worth 7 points: text, or a list of {name, points, description}. None: `rubric`,
-    `rubrics`, `grading_guidelines` or `Grading guidelines`."""
+    `rubrics`, `grading_guidelines`, `grading_scheme` or `marking_scheme`."""
     reference: str | None = None
-    """Optional: a solution, which judges may be shown. None: `solution` or `reference` where there is one."""
+    """Optional: a solution, which judges may be shown. None: `solution`, `reference` or `reference_solution`
+    where there is one."""
     id: str | None = None
-    """Optional: a name of the problem. None: `id` or `Problem ID` where there is one, else source and row number."""
+    """Optional: a name of the problem. None: `id` or `problem_id` where there is one, else source and row number."""
 
 
 class ProblemConfig(Settings):
     """The problems that proofs are generated of, and how a step's batch is made of them."""
 
     train: str
-    """Rows of problems: a .jsonl, .json or .parquet file, a folder of such files of one kind, or a datasets hub id."""
+    """Rows of problems: a .jsonl, .json, .csv or .parquet file, a folder of such files of one kind, or a hub id."""
     split: str = "train"
     """Split of `train` where it is a hub id."""
     hub_config: str | None = None

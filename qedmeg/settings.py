@@ -162,6 +162,11 @@ def _refuse_duplicates(node: yaml.Node, origin: str, seen_nodes: set[int]) -> No
             _refuse_duplicates(value, origin, seen_nodes)
 
 
+def parse_value(text: str, origin: str) -> Any:
+    """A value in YAML, as an override has it. Raises UserError naming `origin`."""
+    return _plain(_parse_yaml(text, origin), origin)
+
+
 def _plain(tree: Any, origin: str) -> Any:
     """The tree as JSON has it: no aliases that share an object, keys that are text, no dates."""
     try:
@@ -176,7 +181,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> str:
     names = key.split(".")
     if not equals or not all(re.fullmatch(r"\w+", name) for name in names):
         raise UserError(f"{COMMAND_LINE}: '{override}': expected key=value, such as data.seed=1")
-    value = _plain(_parse_yaml(text, f"{COMMAND_LINE}: {key}"), f"{COMMAND_LINE}: {key}")
+    value = parse_value(text, f"{COMMAND_LINE}: {key}")
     section = tree
     for depth, name in enumerate(names[:-1], start=1):
         if section.get(name) is None:

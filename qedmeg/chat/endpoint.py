@@ -86,6 +86,9 @@ class Endpoint:
             for name in ("temperature", "top_p", "reasoning_effort")
             if (value := getattr(config, name)) is not None
         }
+        limits = [limit for limit in (config.max_tokens, max_tokens) if limit is not None]
+        if limits:
+            sampling["max_completion_tokens"] = min(limits)
         if schema is not None:
             sampling["response_format"] = _response_format(schema)
         try:
@@ -93,7 +96,6 @@ class Endpoint:
                 response = await self._client.chat.completions.with_raw_response.create(
                     model=config.model,
                     messages=turns,
-                    max_completion_tokens=min(config.max_tokens, max_tokens or config.max_tokens),
                     extra_headers={"X-Client-Request-Id": request_id},
                     **sampling,
                 )

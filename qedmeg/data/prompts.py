@@ -1,27 +1,20 @@
 """The problems that proofs are generated of, each with the tokens that a model is asked with."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from qedmeg.config_rl import ProblemColumns, ProblemConfig
+from qedmeg.config_rl import ProblemConfig
 from qedmeg.data.chat import Conversation, check_template, control_token, tokenise_prompts
+from qedmeg.data.problem_rows import read_problem
 from qedmeg.data.problems import Problem
-from qedmeg.data.sources import Row, checked_text, column_value, open_sources
+from qedmeg.data.sources import open_sources
 from qedmeg.data.tokenizer import Tokenizer
 from qedmeg.errors import UserError
 from qedmeg.grading.grader import ProofProblem
-from qedmeg.grading.rubric import Rubric, RubricItem
-
-_PROBLEM_NAMES = ("problem", "prompt", "question")
-_RUBRIC_NAMES = ("rubric", "rubrics", "grading_guidelines", "Grading guidelines")
-_REFERENCE_NAMES = ("solution", "reference")
-_ID_NAMES = ("id", "Problem ID")
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,73 +77,7 @@ def read_problems(config: ProblemConfig) -> Iterator[tuple[Problem | ProofProble
         config.train, split=config.split, hub_config=config.hub_config, revision=config.revision
     ):
         for row in source.rows():
-            yield _read_problem(row, config.columns, source.name)
-
-
-def _read_problem(row: Row, columns: ProblemColumns, source: str) -> tuple[Problem | ProofProblem, str]:
-    """The problem in a row, and where its statement stands."""
-    where = f"{source}: row {row.number}"
-    if row.values.get("family") is not None and row.values.get("parameters") is not None:
-        return _read_embedded(row.values, where), where
-
-    column = columns.problem or _first_of(_PROBLEM_NAMES, row.values) or _PROBLEM_NAMES[0]
-    at = f"{where}: column '{column}'"
-    statement = checked_text(column_value(row, column, "problem", where), at)
-
-    name = _optional(row, columns.id, _ID_NAMES, "id", where)
-    reference = _optional(row, columns.reference, _REFERENCE_NAMES, "reference", where)
-    rubric_column = columns.rubric or _first_of(_RUBRIC_NAMES, row.values) or _RUBRIC_NAMES[0]
-    rubric = _read_rubric(column_value(row, rubric_column, "rubric", where), f"{where}: column '{rubric_column}'")
-    # Not the whole path: a data set that is moved keeps its names.
-    return ProofProblem(name or f"{Path(source).name}:{row.number}", statement, rubric, reference), at
-
-
-def _read_embedded(values: Mapping[str, Any], where: str) -> Problem:
-    # Parquet gives every row all parameters that any family has: None where this one has none.
-    parameters = values["parameters"]
-    if isinstance(parameters, Mapping):
-        parameters = {name: value for name, value in parameters.items() if value is not None}
-    try:
-        return Problem.from_json({**values, "parameters": parameters})
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-
-
-def _first_of(names: Sequence[str], values: Mapping[str, Any]) -> str | None:
-    """The first of these columns that the row has with something in it."""
-    return next((name for name in names if values.get(name) is not None), None)
-
-
-def _optional(row: Row, column: str | None, names: Sequence[str], role: str, where: str) -> str | None:
-    """What an optional column holds; None where the row has nothing in it. A column that was named must be there."""
-    column = column or _first_of(names, row.values)
-    if column is None:
-        return None
-    value = column_value(row, column, role, where)
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return None
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return checked_text(value, f"{where}: column '{column}'")
-
-
-def _read_rubric(value: Any, at: str) -> Rubric | str:
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        return checked_text(value, at)
-    items = []
-    for number, item in enumerate(value, start=1):
-        here = f"{at}: item {number}"
-        if not isinstance(item, Mapping) or not {"name", "points", "description"} <= item.keys():
-            raise UserError(f"{here}: expected {{name, points, description}}, found {str(item)[:60]!r}")
-        points = item["points"]
-        if isinstance(points, bool) or not isinstance(points, int | float) or not float(points).is_integer():
-            raise UserError(f"{here}: points: expected a whole number, found {points!r}")
-        name = checked_text(item["name"], f"{here}: name")
-        items.append(RubricItem(name, int(points), checked_text(item["description"], f"{here}: description")))
-    try:
-        return Rubric(tuple(items))
-    except ValueError as error:
-        raise UserError(f"{at}: {error}; mend the rubric, or give it as text") from None
+            yield read_problem(row, config.columns, source.name)
 
 
 def _refuse_different_problems_of_one_id(

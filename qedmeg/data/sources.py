@@ -1,10 +1,13 @@
-"""Rows of JSONL, JSON, Parquet and hub datasets, one at a time, and the conversation in each.
+"""Rows of JSONL, JSON, CSV, Parquet and hub datasets, one at a time, and the conversation in each.
 
 JSONL is read by the standard library: `datasets` guesses the types of a column from the first megabytes, so that a
 later row with one field more fails, and a bad line is named by a number inside a block. Here it is the line number.
 """
 
+import csv
+import io
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +19,10 @@ from qedmeg.config import Columns
 from qedmeg.data.chat import Conversation
 from qedmeg.errors import UserError, near_miss
 
-_SUFFIXES = (".jsonl", ".json", ".parquet")
+_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+_LONGEST_CELL = 2**24
 _PROMPT_NAMES = ("prompt", "problem")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,9 @@ def open_sources(
         kinds = {file.suffix for file in files}
         if len(kinds) != 1:
             what = "files of several kinds" if kinds else "no file"
-            raise UserError(f"{path}: expected a folder of .jsonl, .json or .parquet files of one kind, found {what}")
+            raise UserError(
+                f"{path}: expected a folder of .jsonl, .json, .csv or .parquet files of one kind, found {what}"
+            )
         return [_open_file(file) for file in files]
     if path.is_file():
         return [_open_file(path)]
@@ -158,7 +165,10 @@ def _open_file(file: Path) -> Source:
     if file.suffix == ".parquet":
         return Source(str(file), _parquet_rows(file), identity, partial(_read_parquet, file))
     if file.suffix not in _SUFFIXES:
-        raise UserError(f"{file}: unknown kind of file '{file.suffix}'; expected .jsonl, .json or .parquet")
+        raise UserError(f"{file}: unknown kind of file '{file.suffix}'; expected .jsonl, .json, .csv or .parquet")
+    if file.suffix == ".csv":
+        table = _read_csv(file)
+        return Source(str(file), len(table), identity, lambda: iter(table))
     with file.open("rb") as opened:
         is_array = file.suffix == ".json" and opened.read(64).lstrip().startswith(b"[")
     if is_array:
@@ -174,6 +184,42 @@ def _read_jsonl(file: Path) -> Iterator[Row]:
             if line.strip():
                 where = f"{file}: row {number}"
                 yield Row(number, _mapping(_json(line, where), where), len(line))
+
+
+def _read_csv(file: Path) -> list[Row]:
+    """Rows of a table whose first line has the names; a blank cell is None."""
+    csv.field_size_limit(_LONGEST_CELL)
+    read: list[Row] = []
+    try:
+        lines = csv.reader(io.StringIO(file.read_text(encoding="utf-8-sig"), newline=""))
+        names = next(lines, [])
+        for cells in filter(None, lines):
+            number = len(read) + 1
+            if len(cells) != len(names):
+                cells = _parted(cells)
+                if len(cells) != len(names):
+                    raise UserError(
+                        f"{file}: row {number}: has {len(cells)} cells, the first line {len(names)}; mend it"
+                    )
+                logger.warning("%s: row %d: a quotation mark is missing and was put in", file, number)
+            values = {name: cell if cell.strip() else None for name, cell in zip(names, cells, strict=True)}
+            read.append(Row(number, values, 1))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: not a readable CSV file: {error}") from None
+    return read
+
+
+def _parted(cells: list[str]) -> list[str]:
+    """The cells, where two became one because the quotation mark that ends the first is missing.
+
+    IMO-AnswerBench is published with one such row: the answer then stands in the problem, and its category for the
+    answer.
+    """
+    parted = []
+    for cell in cells:
+        first, comma, second = cell.rpartition("\n,")
+        parted += [first, second[:-1]] if comma and second.endswith('"') else [cell]
+    return parted
 
 
 def _json(text: bytes, where: str) -> Any:

@@ -11,11 +11,10 @@ from pathlib import Path
 
 from qedmeg.config import GraderConfig
 from qedmeg.errors import UserError, near_miss
-from qedmeg.evaluation.problem import AnyProblem
 from qedmeg.evaluation.results import Attempt, Results, StoredGrade
 from qedmeg.evaluation.run import RESULTS_FILE
 from qedmeg.grading.grade import Cost, Failed, Graded
-from qedmeg.grading.grader import Grader
+from qedmeg.grading.grader import AnyProblem, Grader
 from qedmeg.grading.graders import Graders
 from qedmeg.monitor.progress import bar
 from qedmeg.settings import describe, load_config

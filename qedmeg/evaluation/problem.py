@@ -2,25 +2,14 @@
 
 from dataclasses import dataclass
 
-from qedmeg.data.problems import Problem
-from qedmeg.grading.grader import ProofProblem
-
-
-@dataclass(frozen=True)
-class AnswerProblem:
-    """A problem whose answer alone counts: right or wrong."""
-
-    id: str
-    statement: str
-    answer: str
-    """The right one, in LaTeX or plain text."""
+from qedmeg.grading.grader import AnyProblem
 
 
 @dataclass(frozen=True)
 class BenchmarkProblem:
     """A problem, and what tables are grouped by."""
 
-    problem: Problem | ProofProblem | AnswerProblem
+    problem: AnyProblem
     level: str
     """Such as `IMO-easy`; empty where the benchmark has none."""
     category: str

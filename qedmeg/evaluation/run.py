@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qedmeg.errors import UserError, near_miss
-from qedmeg.evaluation.benchmarks import BENCHMARKS, load_benchmark
+from qedmeg.evaluation.benchmarks import BENCHMARKS, EMBEDDED, load_benchmark
 from qedmeg.evaluation.generate import Outcome, generate
 from qedmeg.evaluation.problem import BenchmarkProblem
 from qedmeg.evaluation.results import EvaluationRun, Results
@@ -19,14 +19,20 @@ from qedmeg.reasoning.session import PROVER, Scaffold
 from qedmeg.settings import parse_value
 
 RESULTS_FILE = "results.sqlite"
+EMBEDDED_PROBLEMS = 108
 _MODEL, _SCAFFOLD = "model", "scaffold"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What is answered, and by whom."""
-    parser.add_argument("--benchmark", required=True, help=f"{', '.join(BENCHMARKS)}, or a file with problems")
+    parser.add_argument(
+        "--benchmark", required=True, help=f"{EMBEDDED}, {', '.join(BENCHMARKS)}, or a file of problems"
+    )
     parser.add_argument("--data", help="the benchmark's file or hub id, where it is not embedded")
-    parser.add_argument("--problems", type=int, help="only the first so many (embedded: how many; default: all, 108)")
+    parser.add_argument(
+        "--problems", type=int, help=f"only the first so many (default: all; of {EMBEDDED}, {EMBEDDED_PROBLEMS})"
+    )
+    parser.add_argument("--seed", type=int, default=0, help=f"of the {EMBEDDED} problems (default: %(default)s)")
     parser.add_argument(
         "--model", required=True, help=f"a Hugging Face folder, a settings file, or one of {', '.join(ready_models())}"
     )
@@ -93,7 +99,10 @@ def prepared(arguments: argparse.Namespace) -> PreparedRun:
     scaffold = make_scaffold(arguments.scaffold, scaffold_settings, "--set scaffold")
     models = {PROVER: find_model(arguments.model, given.get(_MODEL, {}))}
     models |= {role: find_model(model, given.get(role, {})) for role, model in roles.items()}
-    problems = load_benchmark(arguments.benchmark, arguments.data, arguments.problems)
+    count = arguments.problems or EMBEDDED_PROBLEMS
+    problems = load_benchmark(arguments.benchmark, arguments.data, count=count, seed=arguments.seed)
+    if arguments.problems is not None:
+        problems = problems[: arguments.problems]
     name = arguments.name or f"{arguments.benchmark} {models[PROVER].name} {arguments.scaffold}"
     settings = {
         "scaffold": scaffold_settings,

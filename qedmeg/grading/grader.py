@@ -23,15 +23,32 @@ class ProofProblem:
     """A solution to compare with."""
 
 
+@dataclass(frozen=True)
+class AnswerProblem:
+    """A problem whose final answer alone counts: right or wrong."""
+
+    id: str
+    statement: str
+    answer: str
+    """The right one, in LaTeX or plain text."""
+
+
+AnyProblem = Problem | ProofProblem | AnswerProblem
+
+
 class Grader(Protocol):
-    """Grades proofs, many at a time. One grader belongs to one event loop."""
+    """Grades proofs or final answers, many at a time. One grader belongs to one event loop."""
 
     @property
     def version(self) -> str:
         """Changes with whatever may change a grade."""
 
-    async def grade(self, problem: Problem | ProofProblem, proof: str) -> Grade:
-        """The grade of a proof, which may be any text. Trouble in grading is `Failed`, not an exception."""
+    async def grade(self, problem: AnyProblem, proof: str, again: int = 0) -> Grade:
+        """The grade of a proof, or of a response with a final answer, which may be any text.
+
+        `again` asks for another opinion on the same text, where the grader has more than one: 0 is the first, and each
+        number stands for one that stays the same. Trouble in grading is `Failed`, not an exception.
+        """
 
     async def close(self) -> None:
         """Let go of connections, threads and files."""
@@ -49,8 +66,8 @@ class SymbolicGrader:
         # One thread: Python would not run two at a time.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="symbolic-grader")
 
-    async def grade(self, problem: Problem | ProofProblem, proof: str) -> Grade:
-        if isinstance(problem, ProofProblem):
+    async def grade(self, problem: AnyProblem, proof: str, again: int = 0) -> Grade:
+        if not isinstance(problem, Problem):
             raise UserError(
                 f"problem '{problem.id}': the symbolic grader knows the embedded problems only; set a judge"
             )

@@ -8,10 +8,9 @@ from qedmeg.chat.account import Account
 from qedmeg.chat.client import Client, GaveUpError, UnusableAnswerError
 from qedmeg.chat.endpoint import Answer, Message
 from qedmeg.config import JudgeConfig
-from qedmeg.data.problems import Problem
 from qedmeg.grading.cache import GradeCache
 from qedmeg.grading.grade import Cost, Failed, Grade, Graded, ItemGrade
-from qedmeg.grading.grader import ProofProblem
+from qedmeg.grading.grader import AnyProblem
 from qedmeg.grading.prompt import Prompt, judged, make_prompt, rules_hash
 from qedmeg.grading.rubric import RUBRIC_POINTS
 from qedmeg.grading.verdict import Ambiguous, NoVerdict, Verdict
@@ -34,8 +33,11 @@ class Judge:
         """Of all requests and verdicts."""
         return self.client.account
 
-    async def grade(self, problem: Problem | ProofProblem, proof: str, vote: int = 0) -> Grade:
-        """The judge's grade of a proof; each `vote` is a verdict of its own. A blank proof earns 0 unasked."""
+    async def grade(self, problem: AnyProblem, proof: str, vote: int = 0) -> Grade:
+        """The judge's grade of a proof, or of a final answer; each `vote` is a verdict of its own.
+
+        A blank proof earns 0 unasked.
+        """
         prompt = make_prompt(judged(problem), proof, structured=self.config.structured, reference=self.config.reference)
         if not proof.strip():
             nothing = Verdict(tuple(0 for _ in prompt.of), tuple("the proof is empty" for _ in prompt.of))
@@ -70,8 +72,9 @@ class Judge:
             raise UnusableAnswerError(kind, str(failure)) from None
 
     def _graded(self, prompt: Prompt, verdict: Verdict, cost: Cost) -> Graded:
-        items = zip(prompt.names, verdict.points, prompt.of, verdict.reasons, strict=True)
-        return Graded(sum(verdict.points), RUBRIC_POINTS, tuple(ItemGrade(*item) for item in items), self.version, cost)
+        rows = zip(prompt.names, verdict.points, prompt.of, verdict.reasons, strict=True)
+        items = tuple(ItemGrade(name, points * prompt.worth, of * prompt.worth, why) for name, points, of, why in rows)
+        return Graded(sum(item.points for item in items), RUBRIC_POINTS, items, self.version, cost)
 
 
 def _version(config: JudgeConfig) -> str:

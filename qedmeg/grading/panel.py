@@ -9,10 +9,9 @@ from typing import Literal
 
 from qedmeg.chat.account import Account
 from qedmeg.config import GraderConfig
-from qedmeg.data.problems import Problem
 from qedmeg.grading.cache import GradeCache
 from qedmeg.grading.grade import Cost, Failed, Grade, Graded, ItemGrade
-from qedmeg.grading.grader import Grader, ProofProblem, SymbolicGrader
+from qedmeg.grading.grader import AnyProblem, Grader, SymbolicGrader
 from qedmeg.grading.judge import Judge
 
 
@@ -32,16 +31,20 @@ class Panel:
         ]
         self._seats: list[tuple[Judge, int]] = []
         """Judge and number of its vote. The same model at two addresses is one judge: its votes are counted on."""
-        numbers: Counter[str] = Counter()
+        self._numbers: Counter[str] = Counter()
+        """Votes of each judge."""
         for judge in self._judges:
             for _ in range(judge.config.votes):
-                self._seats.append((judge, numbers[judge.version]))
-                numbers[judge.version] += 1
+                self._seats.append((judge, self._numbers[judge.version]))
+                self._numbers[judge.version] += 1
         self._needed = config.min_votes or len(self._seats) // 2 + 1
         self.version = self._version()
 
-    async def grade(self, problem: Problem | ProofProblem, proof: str) -> Grade:
-        grades = await asyncio.gather(*(judge.grade(problem, proof, vote) for judge, vote in self._seats))
+    async def grade(self, problem: AnyProblem, proof: str, again: int = 0) -> Grade:
+        first = {judge.version: again * self._numbers[judge.version] for judge, _ in self._seats}
+        grades = await asyncio.gather(
+            *(judge.grade(problem, proof, first[judge.version] + vote) for judge, vote in self._seats)
+        )
         if len(grades) == 1:
             return grades[0]
         cost = sum((grade.cost for grade in grades), Cost())
@@ -88,5 +91,5 @@ def combine(votes: Sequence[Graded], how: Literal["median", "mean"]) -> tuple[fl
 
 
 def make_grader(config: GraderConfig) -> Grader:
-    """The grader of a configuration: its judges, or without any the symbolic one."""
+    """The grader of proofs of a configuration: its judges, or without any the symbolic one."""
     return Panel(config) if config.judges else SymbolicGrader()

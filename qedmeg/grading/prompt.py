@@ -1,4 +1,4 @@
-"""What a judge is told: the problem, its rubric, a reference solution where there is one, and the proof in a fence."""
+"""What a judge is told: the problem, how its answers are marked, and the proof or the final answer in a fence."""
 
 import hashlib
 from dataclasses import dataclass
@@ -9,14 +9,18 @@ import jinja2
 
 from qedmeg.data.problems import Problem, reference_proof
 from qedmeg.fence import harmless, make_key, sendable
-from qedmeg.grading.grader import ProofProblem
+from qedmeg.grading.grader import AnswerProblem, AnyProblem, ProofProblem
 from qedmeg.grading.rubric import RUBRIC_POINTS, Rubric
 from qedmeg.grading.verdict import Verdict, json_schema, read_json, read_text
 
 WHOLE_PROOF = "whole proof"
 """Name of the one item of a rubric in words."""
 
+ANSWER = "answer"
+"""Name of the one item of a final answer."""
+
 _SYSTEM, _USER = "judge_system.jinja", "judge_user.jinja"
+_ANSWER_SYSTEM, _ANSWER_USER = "answer_system.jinja", "answer_user.jinja"
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.PackageLoader("qedmeg.grading"),
     undefined=jinja2.StrictUndefined,
@@ -37,6 +41,8 @@ class Prompt:
     """Names and points of the items."""
     by_item: bool
     structured: bool
+    worth: int = 1
+    """What a point of the verdict is worth in the grade: 7 of an answer, which the verdict gives 0 or 1."""
 
     def read(self, content: str) -> Verdict:
         """The verdict in the judge's final message. Raises `NoVerdict`."""
@@ -48,9 +54,14 @@ class Prompt:
         return json_schema(self.of, by_item=self.by_item)
 
 
-def make_prompt(problem: ProofProblem, proof: str, *, structured: bool, reference: bool) -> Prompt:
-    """The question about one proof. The same proof gives the same prompt, and what comes before the proof is the same
-    for all proofs of a problem but for the key, so that a server may reuse it."""
+def make_prompt(problem: ProofProblem | AnswerProblem, proof: str, *, structured: bool, reference: bool) -> Prompt:
+    """The question about one proof, or about one final answer.
+
+    The same proof gives the same prompt, and what comes before the proof is the same for all proofs of a problem but
+    for the key, so that a server may reuse it.
+    """
+    if isinstance(problem, AnswerProblem):
+        return _answer_prompt(problem, proof, structured=structured)
     items = problem.rubric.items if isinstance(problem.rubric, Rubric) else None
     shown = problem.reference if reference else None
     text = harmless(proof)
@@ -69,9 +80,25 @@ def make_prompt(problem: ProofProblem, proof: str, *, structured: bool, referenc
     )
 
 
-def judged(problem: Problem | ProofProblem) -> ProofProblem:
+def _answer_prompt(problem: AnswerProblem, answer: str, *, structured: bool) -> Prompt:
+    text = harmless(answer)
+    key = make_key(problem.statement, problem.answer, text)
+    user = _ENVIRONMENT.get_template(_ANSWER_USER).render(problem=problem, answer=text, key=key, structured=structured)
+    return Prompt(
+        system=_ENVIRONMENT.get_template(_ANSWER_SYSTEM).render(),
+        user=sendable(user),
+        key=key,
+        names=(ANSWER,),
+        of=(1,),
+        by_item=False,
+        structured=structured,
+        worth=RUBRIC_POINTS,
+    )
+
+
+def judged(problem: AnyProblem) -> ProofProblem | AnswerProblem:
     """The problem as a judge sees it; an embedded one comes with its full-mark proof as the reference."""
-    if isinstance(problem, ProofProblem):
+    if not isinstance(problem, Problem):
         return problem
     return ProofProblem(problem.id, problem.statement, problem.rubric, reference_proof(problem))
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from multidict import MultiMapping
 
 from qedmeg.errors import UserError
-from qedmeg.evaluation.problem import AnswerProblem
+from qedmeg.grading.grader import AnswerProblem
 from qedmeg.grading.rubric import RUBRIC_POINTS
 from qedmeg.viewer.cards import card, problem_card
 from qedmeg.viewer.entry import Entry

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from qedmeg.data.problems import Problem, reference_proof
-from qedmeg.evaluation.problem import AnswerProblem
 from qedmeg.grading.grade import Grade
-from qedmeg.grading.grader import ProofProblem
+from qedmeg.grading.grader import AnswerProblem, ProofProblem
 from qedmeg.grading.rubric import RUBRIC_POINTS, Rubric
 from qedmeg.reasoning.call import Call, Reply
 

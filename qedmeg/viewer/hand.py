@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qedmeg.errors import UserError
-from qedmeg.evaluation.problem import AnswerProblem
+from qedmeg.grading.grader import AnswerProblem
 from qedmeg.grading.rubric import RUBRIC_POINTS, Rubric
 from qedmeg.viewer.entry import Entry, ShownProblem
 

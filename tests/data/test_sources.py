@@ -40,8 +40,9 @@ def test_the_same_rows_from_every_kind_of_file(tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text(json.dumps(rows))
     jsonl(tmp_path / "c.json", rows)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "d.parquet")
+    (tmp_path / "e.csv").write_text("problem,proof\n" + "".join(f'"P{i}",Q{i}\n' for i in range(150)))
     expected = [[f"P{i}", f"Q{i}"] for i in range(150)]
-    for name in ("a.jsonl", "b.json", "c.json", "d.parquet"):
+    for name in ("a.jsonl", "b.json", "c.json", "d.parquet", "e.csv"):
         assert contents(tmp_path / name) == expected
         (source,) = open_sources(str(tmp_path / name))
         assert sum(row.units for row in source.rows()) == source.units
@@ -138,7 +139,9 @@ def test_bad_rows_of_parquet_are_numbered(tmp_path: Path) -> None:
         ("a.jsonl", b"[" * 100_000, "row 1: not valid JSON"),
         ("a.json", b'[{"problem": "P"}, ', "a.json: not valid JSON"),
         ("a.parquet", b"PAR1 and no more", "not a readable Parquet file"),
-        ("a.csv", b"x", "unknown kind of file '.csv'"),
+        ("a.csv", b"problem,proof\nP,Q\nP\n", "row 2: has 1 cells, the first line 2; mend it"),
+        ("a.csv", b"problem,proof\nP,\xff\n", "not a readable CSV file"),
+        ("a.txt", b"x", "unknown kind of file '.txt'"),
     ],
 )
 def test_broken_files(tmp_path: Path, name: str, content: bytes, said: str) -> None:

@@ -7,10 +7,10 @@ import pytest
 
 from qedmeg.data.problems import generate
 from qedmeg.errors import UserError
-from qedmeg.evaluation.problem import AnswerProblem, BenchmarkProblem
+from qedmeg.evaluation.problem import BenchmarkProblem
 from qedmeg.evaluation.results import Attempt, EvaluationRun, Results, StoredGrade
 from qedmeg.grading.grade import Cost, Failed, Graded, ItemGrade
-from qedmeg.grading.grader import ProofProblem
+from qedmeg.grading.grader import AnswerProblem, ProofProblem
 from qedmeg.grading.rubric import Rubric, RubricItem
 from qedmeg.reasoning.call import Call, Message, Reply
 

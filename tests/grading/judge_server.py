@@ -194,9 +194,10 @@ class Question:
         """The question in a judge's prompt."""
         before, _, _ = user.partition("# Proof to be marked")
         items = re.findall(r"^Item [0-9]+, ([0-9]+) points?", before, re.MULTILINE)
-        fence = re.search(r"^<proof ([0-9a-f]{16})>\n(.*)\n</proof \1>$", user, re.MULTILINE | re.DOTALL)
+        fence = re.search(r"^<(proof|answer) ([0-9a-f]{16})>\n(.*)\n</\1 \2>$", user, re.MULTILINE | re.DOTALL)
         assert fence is not None, user
-        return Question(fence[2], fence[1], tuple(map(int, items)) or (7,), bool(items))
+        whole = (1,) if fence[1] == "answer" else (7,)
+        return Question(fence[3], fence[2], tuple(map(int, items)) or whole, bool(items))
 
     @property
     def right(self) -> tuple[int, ...]:
