@@ -196,9 +196,10 @@ def plot(found: Comparison, path: Path) -> None:
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
-def _read(
+def read_both(
     first: tuple[Results, EvaluationRun], second: tuple[Results, EvaluationRun], grader: str | None
 ) -> tuple[ScoredRun, ScoredRun]:
+    """Two runs as one grader saw them; None: of those who graded both, who gave most."""
     if grader is None:
         grader = common_grader(*(graders(results, run.name) for results, run in (first, second)))
     return read_run(*first, grader), read_run(*second, grader)
@@ -221,7 +222,7 @@ def main() -> int:
     here = open_results(arguments.results)
     there = here if arguments.other is None else open_results(arguments.other)
     first, second = ((at, find_run(at, name)) for at, name in zip((here, there), arguments.runs, strict=True))
-    found = compare(*_read(first, second, arguments.grader))
+    found = compare(*read_both(first, second, arguments.grader))
     show(found, console())
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qedmeg.config import GraderConfig
-from qedmeg.errors import UserError, near_miss
+from qedmeg.errors import UserError
 from qedmeg.evaluation.results import Attempt, Results, StoredGrade
-from qedmeg.evaluation.run import RESULTS_FILE
+from qedmeg.evaluation.scores import find_run, open_results
 from qedmeg.grading.grade import Cost, Failed, Graded
 from qedmeg.grading.grader import AnyProblem, Grader
 from qedmeg.grading.graders import Graders
@@ -87,19 +87,6 @@ def _place(attempt: Attempt) -> float:
     return int.from_bytes(digest[:6]) / 2**48
 
 
-def chosen_runs(results: Results, names: Sequence[str]) -> list[str]:
-    """The runs of these names, or all.
-
-    Raises:
-        UserError: there is none of a name.
-    """
-    known = [run.name for run in results.runs()]
-    for name in names:
-        if name not in known:
-            raise UserError(f"{results.path}: no run '{name}'{near_miss(name, known)}; there are {', '.join(known)}")
-    return list(names) or known
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Who grades, and how often."""
     parser.add_argument("--grader", type=Path, help="YAML file that says who grades (default: symbolic and by answer)")
@@ -155,27 +142,16 @@ def main() -> int:
         description="Grade what eval/run.py has answered. What a grader has graded it does not grade again; what it "
         "failed to grade it tries again.",
         epilog="examples:\n"
-        "  python eval/grade.py runs/eval\n"
-        "  python eval/grade.py runs/eval --grader judge.yaml --regrade 0.1\n\n"
+        "  python eval/grade.py runs/results.sqlite\n"
+        "  python eval/grade.py runs/results.sqlite --grader judge.yaml --regrade 0.1\n\n"
         f"settings of --grader:\n{describe(GraderConfig)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("results", type=Path, help=f"folder with {RESULTS_FILE}")
-    parser.add_argument("--run", action="append", default=[], help="only this run; may be given again (default: all)")
+    parser.add_argument("results", type=Path, help="file of results")
+    parser.add_argument("--run", nargs="+", default=[], metavar="NAME", help="runs to grade (default: all)")
     add_arguments(parser)
     arguments = parser.parse_args()
     config = read_grader(arguments)
     with closing(open_results(arguments.results)) as results:
-        return asyncio.run(grade_runs(results, chosen_runs(results, arguments.run), config, arguments))
-
-
-def open_results(folder: Path) -> Results:
-    """The results in a folder.
-
-    Raises:
-        UserError: there are none.
-    """
-    path = folder / RESULTS_FILE
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; eval/run.py makes it")
-    return Results(path)
+        runs = [find_run(results, name) for name in arguments.run] or results.runs()
+        return asyncio.run(grade_runs(results, [run.name for run in runs], config, arguments))

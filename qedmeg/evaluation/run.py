@@ -18,7 +18,6 @@ from qedmeg.reasoning.scaffolds import SCAFFOLDS, find_scaffold, make_scaffold
 from qedmeg.reasoning.session import PROVER, Scaffold
 from qedmeg.settings import parse_value
 
-RESULTS_FILE = "results.sqlite"
 EMBEDDED_PROBLEMS = 108
 _MODEL, _SCAFFOLD = "model", "scaffold"
 
@@ -53,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--concurrency", type=int, default=256, help="attempts that are made side by side (default: %(default)s)"
     )
     parser.add_argument("--name", help="of the run in the results (default: benchmark, model and scaffold)")
-    parser.add_argument("--out", type=Path, required=True, help=f"folder with {RESULTS_FILE}")
+    parser.add_argument("--out", type=Path, required=True, help="file of results, made where it is not there")
 
 
 @dataclass(frozen=True)
@@ -114,9 +113,10 @@ def prepared(arguments: argparse.Namespace) -> PreparedRun:
     return PreparedRun(run, problems, scaffold, models, arguments.budget, arguments.concurrency)
 
 
-async def answer(results: Results, prepared: PreparedRun, logs: Path) -> Outcome:
-    """Start what models are to be started, and make the attempts that are not finished."""
-    run = prepared.run
+async def answer(results: Results, prepared: PreparedRun) -> Outcome:
+    """Start what models are to be started, and make the attempts that are not finished. Servers write their logs into
+    the folder `logs` beside the results."""
+    run, logs = prepared.run, results.path.parent / "logs"
     results.begin(run, prepared.problems)
     async with AsyncExitStack() as ending:
         models = {
@@ -148,18 +148,23 @@ def main() -> int:
         description="Answer a benchmark's problems with a model or a scaffold. Every reply is kept at once: the same "
         "command goes on where it was cut off, and asks nothing twice.",
         epilog="examples:\n"
-        "  python eval/run.py --benchmark embedded --model runs/demo/sft --samples 4 --out runs/eval\n"
+        "  python eval/run.py --benchmark embedded --model runs/demo/sft --samples 4 --out runs/results.sqlite\n"
         "  python eval/run.py --benchmark imo-proofbench --data proofbench_v2.csv --model qed-nano \\\n"
-        "    --scaffold rsa --set scaffold.rounds=2 --samples 3 --out runs/eval",
+        "    --scaffold rsa --set scaffold.rounds=2 --samples 3 --out runs/results.sqlite",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
     arguments = parser.parse_args()
     todo = prepared(arguments)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    with closing(Results(arguments.out / RESULTS_FILE)) as results:
-        outcome = asyncio.run(answer(results, todo, arguments.out / "logs"))
+    with closing(begun(arguments.out)) as results:
+        outcome = asyncio.run(answer(results, todo))
     return say(outcome, todo.run)
+
+
+def begun(path: Path) -> Results:
+    """A file of results, made with its folder where it is not there."""
+    path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    return Results(path)
 
 
 def _pair(text: str, option: str) -> tuple[str, str]:

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from qedmeg.data.problems import generate
-from qedmeg.evaluation.problem import AnswerProblem, BenchmarkProblem
+from qedmeg.evaluation.problem import BenchmarkProblem
 from qedmeg.evaluation.results import Attempt, EvaluationRun, Results, StoredGrade
 from qedmeg.grading.grade import Cost, Failed, Grade, Graded, ItemGrade
-from qedmeg.grading.grader import ProofProblem
+from qedmeg.grading.grader import AnswerProblem, ProofProblem
 from qedmeg.grading.rubric import Rubric, RubricItem
 from qedmeg.reasoning.call import Call, Message, Reply
 from qedmeg.rollout.sample import Sample
