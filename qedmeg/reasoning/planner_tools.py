@@ -76,6 +76,8 @@ class Version:
     """A solution on the board."""
 
     text: str
+    whole: bool
+    """Not cut off."""
     analyses: list[Analysis] = field(default_factory=list)
 
 
@@ -103,11 +105,13 @@ class Board:
 
     def best(self) -> int | None:
         """The solution that was selected last; without a selection the one with the highest mean verdict, those without
-        a verdict behind those with one, of equals the newest. None where there is no solution."""
+        a verdict behind those with one, then what was cut off behind what was not, then the newest. None where there is
+        no solution."""
         if self.selected is not None or not self.solutions:
             return self.selected
         means = [mean(one.verdict for one in version.analyses or [_UNSEEN]) for version in self.solutions]
-        return max(range(1, len(means) + 1), key=lambda number: (means[number - 1], number))
+        whole = [version.whole for version in self.solutions]
+        return max(range(1, len(means) + 1), key=lambda number: (means[number - 1], whole[number - 1], number))
 
 
 _UNSEEN = Analysis("", -1)
@@ -176,8 +180,8 @@ def _refused(board: Board, call: ToolCall) -> str | None:
 def _added(board: Board, reply: Reply, what: str) -> Event:
     if not reply.text.strip():
         return Event(f"{what}: the answer was cut off before its text began; there is no new solution.")
-    board.solutions.append(Version(reply.text.strip()))
-    cut = ", which is cut off at its end" if reply.finish_reason == "length" else ""
+    board.solutions.append(Version(reply.text.strip(), reply.finish_reason == "stop"))
+    cut = "" if board.solutions[-1].whole else ", which is cut off at its end"
     return Event(f"{what}: solution {len(board.solutions)}{cut}.", reply.text.strip())
 
 
