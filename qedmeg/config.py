@@ -192,6 +192,9 @@ class EndpointConfig(Settings):
     """How long a reasoning model thinks, where the server knows the setting."""
     max_tokens: int | None = Field(default=32768, ge=1)
     """Most tokens of an answer, reasoning included. None: what the server allows."""
+    seeded: bool = False
+    """Give each call of a scaffold a seed of its own, where the server samples by it: the same run then gives the same
+    answers."""
 
     price_prompt: float = Field(default=0.0, ge=0)
     """Price of a million prompt tokens, in any currency that all models share."""

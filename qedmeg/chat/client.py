@@ -51,6 +51,7 @@ class _Question(Generic[T]):
     read: Callable[[Answer], T]
     schema: dict[str, Any] | None
     max_tokens: int | None
+    seed: int | None
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     requests: int = 0
     cost: Cost = field(default_factory=Cost)
@@ -81,6 +82,7 @@ class Client:
         *,
         schema: dict[str, Any] | None = None,
         max_tokens: int | None = None,
+        seed: int | None = None,
     ) -> Used[T]:
         """What `read` makes of the answer; it raises `UnusableAnswerError` for one that is to be asked for again.
 
@@ -89,12 +91,13 @@ class Client:
             read: from an answer to what it says.
             schema: of structured output; None: text.
             max_tokens: most tokens of the answer, where fewer than the settings allow.
+            seed: that the server is to sample with; None: it draws one.
 
         Raises:
             GaveUpError: no such answer came within the settings' attempts and deadline.
         """
         async with self._slots:
-            return await self._ask(_Question(messages, read, schema, max_tokens))
+            return await self._ask(_Question(messages, read, schema, max_tokens, seed))
 
     async def close(self) -> None:
         """Close the connections."""
@@ -158,7 +161,9 @@ class Client:
         request_id = f"{question.id}-{question.requests}"
         outcome, reason, usage = CANCELLED, "", None
         try:
-            answer = await self._endpoint.ask(question.messages, question.schema, question.max_tokens, request_id)
+            answer = await self._endpoint.ask(
+                question.messages, question.schema, question.max_tokens, question.seed, request_id
+            )
             usage = answer.usage
             value = question.read(answer)
             outcome = ANSWERED

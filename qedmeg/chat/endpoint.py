@@ -72,7 +72,12 @@ class Endpoint:
         )
 
     async def ask(
-        self, messages: Sequence[Message], schema: dict[str, Any] | None, max_tokens: int | None, request_id: str
+        self,
+        messages: Sequence[Message],
+        schema: dict[str, Any] | None,
+        max_tokens: int | None,
+        seed: int | None,
+        request_id: str,
     ) -> Answer:
         """The answer to one request, which carries `request_id` in a header for whoever compares logs.
 
@@ -89,6 +94,8 @@ class Endpoint:
         limits = [limit for limit in (config.max_tokens, max_tokens) if limit is not None]
         if limits:
             sampling["max_completion_tokens"] = min(limits)
+        if seed is not None:
+            sampling["seed"] = seed
         if schema is not None:
             sampling["response_format"] = _response_format(schema)
         try:

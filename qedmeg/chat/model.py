@@ -31,7 +31,8 @@ class ServedModel:
         clock = asyncio.get_running_loop().time
         started = clock()
         try:
-            used = await self._client.ask(call.messages, _read, max_tokens=call.max_tokens)
+            seed = call.seed if self._client.config.seeded else None
+            used = await self._client.ask(call.messages, _read, max_tokens=call.max_tokens, seed=seed)
         except GaveUpError as failure:
             raise ModelFailedError(failure.kind, str(failure), failure.cost) from None
         text, thinking, cut_off = used.value

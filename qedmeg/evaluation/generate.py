@@ -9,7 +9,7 @@ from qedmeg.evaluation.problem import BenchmarkProblem
 from qedmeg.evaluation.results import Attempt, Results
 from qedmeg.monitor.progress import bar
 from qedmeg.reasoning.call import Model, ModelFailedError
-from qedmeg.reasoning.session import Scaffold, Session, attempt
+from qedmeg.reasoning.session import Scaffold, Session, attempt, seed_of
 
 
 @dataclass
@@ -54,13 +54,13 @@ async def generate(
 
         async def work(mine: Iterator[tuple[BenchmarkProblem, int]]) -> None:
             for problem, sample in mine:
-                session = Session(problem.statement, models, results.log(run, problem.id, sample), budget=budget)
+                log, seed = results.log(run, problem.id, sample), seed_of(problem.id, sample)
+                session = Session(problem.question, models, log, budget=budget, seed=seed)
                 try:
                     solution = await attempt(scaffold, session)
                 except ModelFailedError as failure:
                     outcome.failed[failure.kind] += 1
-                    outcome_note = f"{outcome.failed.total()} failed, the last: {failure}"
-                    progress.advance(note=outcome_note[:120])
+                    progress.advance(note=f"{outcome.failed.total()} failed, the last: {failure}"[:120])
                     continue
                 cost = solution.cost
                 await results.add_attempt(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from qedmeg.grading.grader import AnyProblem
+from qedmeg.grading.grader import AnswerProblem, AnyProblem
 
 
 @dataclass(frozen=True)
@@ -22,3 +22,10 @@ class BenchmarkProblem:
     @property
     def statement(self) -> str:
         return self.problem.statement
+
+    @property
+    def question(self) -> str:
+        """What a model is asked: of a problem whose answer alone counts, with the form that it is read in."""
+        if isinstance(self.problem, AnswerProblem):
+            return f"{self.statement.rstrip()}\n\nEnd with the final answer, and nothing else, in \\boxed{{}}."
+        return self.statement

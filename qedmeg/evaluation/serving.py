@@ -126,6 +126,7 @@ async def served(source: ModelSource, logs: Path) -> AsyncIterator[ServedModel]:
             temperature=local.temperature,
             top_p=local.top_p,
             max_tokens=local.max_tokens,
+            seeded=True,
             concurrency=min(1000, 2 * local.concurrency),  # the server always has the next ones at hand
         )
         model = ServedModel(endpoint)

@@ -21,8 +21,11 @@ TO_PERCENT = 100 / RUBRIC_POINTS
 
 
 def console() -> Console:
-    """A terminal that takes names from files as they are: `[red]` in one is no colour."""
-    return Console(markup=False, highlight=False, emoji=False)
+    """A terminal that takes names from files as they are: `[red]` in one is no colour. A file is as wide as tables."""
+    made = Console(markup=False, highlight=False, emoji=False)
+    if not made.is_terminal:
+        made.width = 160
+    return made
 
 
 def table(title: str, columns: Sequence[str]) -> Table:

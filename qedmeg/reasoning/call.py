@@ -20,6 +20,8 @@ class Call:
     messages: tuple[Message, ...]
     max_tokens: int | None = None
     """Most tokens of the reply, thinking included. None: what the model's own settings allow."""
+    seed: int = 0
+    """Of the sampling, where the model takes one. The session gives each call its own."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """One attempt at one problem: the models that a scaffold may ask, each call kept, and the tokens that it may spend."""
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -20,8 +21,10 @@ class Session:
     """What a scaffold works with. All of its calls go through `ask` and `ask_all`, so that the same replies lead to the
     same calls: then an attempt that was stopped goes on at the call that was not answered yet."""
 
-    def __init__(self, problem: str, models: Mapping[str, Model], log: CallLog, *, budget: int | None = None) -> None:
-        """`budget`: most tokens that all replies together may have; None: no limit."""
+    def __init__(
+        self, problem: str, models: Mapping[str, Model], log: CallLog, *, budget: int | None = None, seed: int = 0
+    ) -> None:
+        """`budget`: most tokens that all replies together may have; None: no limit. `seed`: of the attempt."""
         self.problem = problem
         self.best = ""
         """The answer if the budget ended now."""
@@ -32,7 +35,7 @@ class Session:
         """Of all replies, one after the other."""
         self.replies = self.cut_off = 0
         """Replies until now, and those of them that were cut off."""
-        self._models, self._log, self._budget = models, log, budget
+        self._models, self._log, self._budget, self._seed = models, log, budget, seed
 
     async def ask(self, call: Call) -> Reply:
         """The reply to one call.
@@ -57,7 +60,11 @@ class Session:
             raise BudgetSpentError(f"{self.tokens} of {self._budget} tokens are spent; {len(calls)} calls are left out")
         limits = [limit for limit in (share,) if limit is not None]
         cut = [
-            replace(call, max_tokens=min([*limits, *([call.max_tokens] if call.max_tokens else [])], default=None))
+            replace(
+                call,
+                max_tokens=min([*limits, *([call.max_tokens] if call.max_tokens else [])], default=None),
+                seed=seed_of(self._seed, call.path),
+            )
             for call in calls
         ]
         found = await asyncio.gather(*(self._one(call) for call in cut), return_exceptions=True)
@@ -84,6 +91,11 @@ class Session:
         reply = await model.ask(call, self._log)
         await self._log.keep(model.name, call, reply)
         return reply
+
+
+def seed_of(*parts: object) -> int:
+    """A seed of 31 bits, which every server takes, from whatever tells one draw from another."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4]) >> 1
 
 
 @dataclass(frozen=True)
@@ -130,7 +142,7 @@ class ScaffoldModel:
 
     async def ask(self, call: Call, log: CallLog) -> Reply:
         below = _Below(call.path, log)
-        session = Session(call.messages[-1].content, self._models, below, budget=call.max_tokens)
+        session = Session(call.messages[-1].content, self._models, below, budget=call.max_tokens, seed=call.seed)
         solution = await attempt(self._scaffold, session)
         # What a scaffold answers when its budget ends is mostly whole: the best that it had.
         whole = solution.text != "" and solution.ended != "length"
