@@ -117,8 +117,8 @@ def _group(name: str, common: Sequence[ScoredProblem], others: dict[str, ScoredP
     second = {one.id: others[one.id].points for one in common}
     found = difference(first, second)
     assert found is not None  # what is common has points in both
-    means = (fmean(fmean(points) for points in each.values()) for each in (first, second))
-    return ComparedGroup(name, *means, found)
+    first_mean, second_mean = (fmean(fmean(points) for points in each.values()) for each in (first, second))
+    return ComparedGroup(name, first_mean, second_mean, found)
 
 
 def _problem(first: ScoredProblem, second: ScoredProblem) -> ComparedProblem:
