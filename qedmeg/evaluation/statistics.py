@@ -18,6 +18,7 @@ from qedmeg.grading.rubric import RUBRIC_POINTS
 
 CONFIDENCE = 0.95
 _UPPER = (1 + CONFIDENCE) / 2
+_NORMAL = float(stats.norm.ppf(_UPPER))
 FEWEST_PROBLEMS = 10
 """No interval is given of fewer: it would cover less than it says."""
 RESAMPLES = 10_000
@@ -64,8 +65,7 @@ def mean_interval(values: Sequence[float], lowest: float = 0.0, highest: float =
         return _of_a_constant(mean, count, lowest, highest)
     error = deviation / math.sqrt(count)
     a = float(stats.skew(values_N)) / math.sqrt(count)
-    z = float(stats.norm.ppf(_UPPER))
-    low, high = mean - error * _without_skewness(z, a), mean - error * _without_skewness(-z, a)
+    low, high = mean - error * _without_skewness(_NORMAL, a), mean - error * _without_skewness(-_NORMAL, a)
     return _clipped(low, high, lowest, highest)
 
 
@@ -190,9 +190,7 @@ def difference(
         return None
     telling_N = np.array([one for one in apart if abs(one) > 1e-12])
     exact = 2 ** len(telling_N) <= SIGN_FLIPS
-    p = 1.0
-    if len(telling_N):
-        p = _sign_flip(telling_N, exact, seed)
+    p = _sign_flip(telling_N, exact, seed) if len(telling_N) > 1 else 1.0  # one problem: both signs are as far
     bounds = -float(RUBRIC_POINTS), float(RUBRIC_POINTS)
     return Difference(
         problems=len(apart),

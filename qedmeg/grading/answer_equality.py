@@ -4,7 +4,6 @@
 expressions that differ wherever they were tried, an item that the other lacks. All else is left to a judge.
 """
 
-import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -12,20 +11,12 @@ from typing import Any
 import sympy
 from sympy.core.relational import Relational
 
+from qedmeg.grading.answer_expressions import Truth, compare_expressions
 from qedmeg.grading.answer_text import Comparison, literal, plain
 from qedmeg.grading.answer_value import Item, is_number, read_answer
 
-_DIGITS = 40
-_APART = sympy.Float("1e-20", _DIGITS)
-"""Relative difference that makes two evaluated numbers different; sympy evaluates to more digits than this needs."""
-_MOST_PARAMETERS = 3
-_POINTS = 14
-_STEPS = ((1, 0), (5, 3), (7, 11), (3, 8), (11, 5), (13, 1))
-"""Where expressions are tried: the letter i is 2 + (a j + b mod 17) at point j, (a, b) being the i-th of these."""
 _COUNTED = frozenset("ijkmnpq")
 """Letters that mostly stand for whole numbers."""
-
-Truth = bool | None
 
 
 def compare_answers(reference: str, answer: str, statement: str) -> Comparison:
@@ -34,23 +25,28 @@ def compare_answers(reference: str, answer: str, statement: str) -> Comparison:
     The problem's statement says which letters have a meaning; others are an answer's own, as the constant of
     `f(x) = 2x + c`. May take any time and memory: `AnswerPool` puts an end to it.
     """
-    right, given = plain(reference), plain(answer)
+    right, given, known = plain(reference), plain(answer), _letters(statement)
+    if (r"\degree" in right) != (r"\degree" in given):  # it was left out, or the other is in radians
+        for meant in (" ", r"\cdot \frac{\pi}{180}"):
+            one, other = (text.replace(r"\degree", meant) for text in (right, given))
+            found = _compare_plain(one, other, known)
+            if found.same is not False:
+                break
+        return found
+    found = _compare_plain(right, given, known)
+    if found.same is False and (r"\pi" in right) != (r"\pi" in given):
+        one, other = (text.replace(r"\pi", "180 ") for text in (right, given))
+        if _compare_plain(one, other, known).same:
+            return Comparison(None, "the same if the one is an angle in degrees and the other in radians")
+    return found
+
+
+def _compare_plain(right: str, given: str, known: frozenset[str]) -> Comparison:
     if literal(right) == literal(given):
         return Comparison(True, "the same text")
-    if (r"\degree" in right) != (r"\degree" in given):
-        return _compare_degrees(right, given, statement)
-    if re.fullmatch(r"-?\d{1,3}(?:,\d{3})+", given) and re.fullmatch(r"-?\d+", right):
-        given = given.replace(",", "")
-    return _compare_items(read_answer(right), read_answer(given), _letters(statement))
-
-
-def _compare_degrees(right: str, given: str, statement: str) -> Comparison:
-    """Only one of the two has the degree sign: it may have been left out, or the other may be in radians."""
-    found = compare_answers(right.replace(r"\degree", " "), given.replace(r"\degree", " "), statement)
-    if found.same is not False:
-        return found
-    radians = r"\cdot \frac{\pi}{180}"
-    return compare_answers(right.replace(r"\degree", radians), given.replace(r"\degree", radians), statement)
+    if re.fullmatch(r"-?\d{1,3}(?:[, ]\d{3})+", given) and re.fullmatch(r"-?\d+", right):
+        given = re.sub("[, ]", "", given)
+    return _compare_items(read_answer(right), read_answer(given), known)
 
 
 def _letters(statement: str) -> frozenset[str]:
@@ -73,6 +69,8 @@ def _compare_items(right: Sequence[Item], given: Sequence[Item], known: frozense
         return Comparison(None, "nothing to compare")
     if _is_point_beside_list(right, given, known) or _is_point_beside_list(given, right, known):
         return Comparison(None, "a list beside a point or an interval of the same numbers")
+    if (found := _compare_unions(right, given)) is not None:
+        return found
     alone = len(right) == len(given) == 1
     by_name = _by_name(right, given)
     table = [
@@ -96,6 +94,23 @@ def _is_point_beside_list(point: Sequence[Item], items: Sequence[Item], known: f
     if len(items) == 1 or not all(isinstance(item.value, sympy.Expr) for item in items):
         return False
     return _compare_values(point[0].value, sympy.Tuple(*(item.value for item in items)), known) is not False
+
+
+def _compare_unions(right: Sequence[Item], given: Sequence[Item]) -> Comparison | None:
+    """Lists that hold intervals or inequalities, as the sets of numbers that they come to; None where they are none."""
+    if len(right) == len(given) == 1:
+        return None
+    values = [[item.value for item in items] for items in (right, given)]
+    if not any(isinstance(value, sympy.Set) or _is_relation(value) for some in values for value in some):
+        return None
+    sets = [[sympy.FiniteSet(v.doit()) if is_number(v) else _as_set(v) for v in some] for some in values]
+    if any(one is None for some in sets for one in some):
+        return None
+    same = _compare_sets(sympy.Union(*sets[0]), sympy.Union(*sets[1]), counted=True)
+    inequalities = all(_is_relation(value) for some in values for value in some)
+    if inequalities and not same and sympy.Intersection(*sets[0]) == sympy.Intersection(*sets[1]):
+        same = None  # "c > 0, c < 1" means both
+    return Comparison(same, "the sets of numbers compared")
 
 
 def _by_name(right: Sequence[Item], given: Sequence[Item]) -> dict[int, int]:
@@ -139,7 +154,7 @@ def _compare_functions(right: Item, given: Item, known: frozenset[str]) -> Truth
         one = one.subs(dict(zip(right.arguments, own, strict=True)))
         other = other.subs(dict(zip(given.arguments, own, strict=True)))
         arguments = tuple(own)
-    same = _compare_expressions(one, other, known | {symbol.name for symbol in arguments}, frozenset(arguments))
+    same = compare_expressions(one, other, known | {symbol.name for symbol in arguments}, frozenset(arguments))
     if same and right.name and given.name and right.name != given.name:
         return None
     return same
@@ -154,7 +169,7 @@ def _compare_values(one: Any, other: Any, known: frozenset[str]) -> Truth:
             return False
         return _all(_compare_values(a, b, known) for a, b in zip(one, other, strict=True))
     if isinstance(one, sympy.Expr) and isinstance(other, sympy.Expr):
-        return _compare_expressions(one, other, known, frozenset())
+        return compare_expressions(one, other, known, frozenset())
     if isinstance(one, sympy.Eq) and isinstance(other, sympy.Eq):
         return _compare_equations(one, other)
     sets = [_as_set(value) for value in (one, other)]
@@ -177,118 +192,6 @@ def _all(truths: Any) -> Truth:
     return False if False in found else None if None in found else True
 
 
-def _compare_expressions(one: Any, other: Any, known: frozenset[str], arguments: frozenset[Any]) -> Truth:
-    """Expressions of which both, one or none have letters of their own: that the problem does not know."""
-    same = _equal(one, other, arguments)
-    own, others = ([s for s in sorted(e.free_symbols, key=str) if _name(s) not in known] for e in (one, other))
-    if same or not (own or others):
-        return same
-    if own and others:
-        if len(own) == len(others) <= _MOST_PARAMETERS:
-            for order in itertools.permutations(own):
-                if _equal(one, other.subs(dict(zip(others, order, strict=True)), simultaneous=True), arguments):
-                    return True
-        return _compare_families(one, other, own, others, arguments)
-    if own:  # many values against one
-        return False if one.doit().free_symbols & {*own} else None
-    unused = sorted(one.free_symbols - other.free_symbols, key=str)
-    if len(others) <= _MOST_PARAMETERS:
-        for order in itertools.permutations(unused, len(others)):
-            if _equal(one, other.subs(dict(zip(others, order, strict=True)), simultaneous=True), arguments):
-                return None  # the same but for the name of a letter, which may or may not be meant
-    return False if other.doit().free_symbols & {*others} else None
-
-
-def _compare_families(one: Any, other: Any, own: list[Any], others: list[Any], arguments: frozenset[Any]) -> Truth:
-    """False where a function of the one family is none of the other; never True."""
-    if len(own) != 1 or len(others) != 1 or len(arguments) != 1:
-        return None
-    argument = next(iter(arguments))
-    member = other.subs(others[0], sympy.Rational(17, 3))
-    at = [(one - member).subs(argument, place) for place in (2, 3, 5, 7)]
-    if not at[0].is_polynomial(own[0]) or own[0] not in at[0].free_symbols:
-        return None
-    solutions = sympy.solve(at[0], own[0])
-    for solution in solutions:
-        if all(_equal(left.subs(own[0], solution), sympy.Integer(0), frozenset()) is not False for left in at[1:]):
-            return None
-    return False
-
-
-def _name(symbol: Any) -> str:
-    return re.sub(r"[\\{}_]", "", symbol.name)
-
-
-def _equal(one: Any, other: Any, arguments: frozenset[Any]) -> Truth:
-    """Whether two expressions are equal for all values of their letters.
-
-    They are not when they differ at all the points where both have a value. They are when sympy proves it, and they do
-    not differ at any point; letters that are no arguments may be taken for positive in the proof.
-    """
-    if one == other:
-        return True
-    symbols = sorted(one.free_symbols | other.free_symbols, key=str)
-    if not symbols:
-        return _equal_numbers(one, other)
-    differs = _tried(one, other, symbols, signed=False)
-    if sum(differs) >= max(_POINTS - 1, 1):  # one point may be where two curves cross
-        return False
-    if not differs or any(differs) or any(_tried(one, other, symbols, signed=True)):
-        return None
-    letters = [symbol for symbol in symbols if symbol not in arguments]
-    positive = {symbol: sympy.Symbol(f"p{i}", positive=True) for i, symbol in enumerate(letters)}
-    for assumed in ({}, positive):
-        difference = one.subs(assumed).doit() - other.subs(assumed).doit()
-        if sympy.expand(difference) == 0 or difference.equals(0) or sympy.simplify(difference) == 0:
-            return True
-        if sympy.combsimp(sympy.expand_func(difference)).simplify() == 0:
-            return True
-    return None
-
-
-def _tried(one: Any, other: Any, symbols: list[Any], *, signed: bool) -> list[bool]:
-    """At each point where both have a value, whether they differ. The points are positive integers, and of every
-    residue class for small moduli; with `signed` half of the letters are negative fractions."""
-    truths = []
-    for j in range(_POINTS):
-        steps = itertools.islice(itertools.cycle(_STEPS), len(symbols))
-        numbers = [sympy.Integer(2 + (a * j + b) % 17) for a, b in steps]
-        if signed:
-            numbers = [-number / 3 if (i + j) % 2 else number for i, number in enumerate(numbers)]
-        truths.append(_differ_at(one, other, dict(zip(symbols, numbers, strict=True))))
-    return [truth for truth in truths if truth is not None]
-
-
-def _differ_at(one: Any, other: Any, point: dict[Any, Any]) -> bool | None:
-    """Whether the two differ at a point; None where one of them has no value there."""
-    try:
-        values = [expression.evalf(_DIGITS, subs=point) for expression in (one, other)]
-    except (ArithmeticError, ValueError, TypeError, NotImplementedError, AttributeError):
-        return None
-    return _apart(*values)
-
-
-def _apart(a: Any, b: Any) -> bool | None:
-    if not all(value.is_number and value.is_finite and value.is_real for value in (a, b)):
-        return None
-    size = max(abs(a), abs(b))
-    return bool(size != 0 and abs(a - b) > _APART * size)
-
-
-def _equal_numbers(one: Any, other: Any) -> Truth:
-    # Evaluated as decimals first: 10^(10^10) has too many digits to be written out.
-    apart = _differ_at(one, other, {})
-    if apart:
-        return False
-    a, b = one.doit(), other.doit()
-    if a == b:
-        return True
-    if a.is_Rational and b.is_Rational:
-        return False
-    same = a.equals(b)
-    return None if same is None else bool(same)
-
-
 # --- sets and relations ---------------------------------------------------------------------------------------------
 
 
@@ -299,13 +202,19 @@ def _as_set(value: Any) -> Any:
     if isinstance(value, sympy.Tuple) and len(value) == 2 and all(is_number(side) for side in value):
         low, high = (side.doit() for side in value)
         return sympy.Interval.open(low, high) if low.is_extended_real and high.is_extended_real else None
-    relations = value.args if _is_and(value) else (value,)
-    if not all(isinstance(relation, Relational) and not isinstance(relation, sympy.Eq) for relation in relations):
+    if value is None or not _is_relation(value):
         return None
+    relations = value.args if _is_and(value) else (value,)
     letters = set().union(*(relation.free_symbols for relation in relations))
     if len(letters) != 1:
         return None
     return sympy.Intersection(*(relation.doit().as_set() for relation in relations)).doit()
+
+
+def _is_relation(value: Any) -> bool:
+    """An inequality, or several at a time."""
+    relations = value.args if _is_and(value) else (value,)
+    return all(isinstance(relation, Relational) and not isinstance(relation, sympy.Eq) for relation in relations)
 
 
 def _is_and(value: Any) -> bool:

@@ -40,7 +40,7 @@ class AnswerPool:
             except (OSError, ValueError):  # it has ended: out of memory, or of C stack
                 await _end(process)
                 return Comparison(None, "its comparison took too much memory")
-            except BaseException:  # cancelled: the answer that is still to come would be taken for the next one's
+            except BaseException:  # cancelled: it would go on with what nobody waits for
                 await _end(process)
                 raise
             self._idle.append(process)

@@ -54,7 +54,7 @@ _STEPS: tuple[tuple[str, str], ...] = (
     (r"(?<![\\A-Za-z])(sqrt|log|ln|sin|cos|tan|gcd|lcm|max|min|floor|ceil|exp)(?=\s*[({_^\\\d]|$)", r"\\\1"),
     (r"(?<![\\A-Za-z])(?:infinity|infty|inf|oo)(?![A-Za-z])", r"\\infty "),
     (r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi "),
-    (r"\\(?:floor|lfloor)\s*\(([^()]*)\)(?!\s*\\rfloor)", r"\\lfloor \1\\rfloor "),
+    (r"\\floor\s*\(([^()]*)\)", r"\\lfloor \1\\rfloor "),
     (r"\\ceil\s*\(([^()]*)\)", r"\\lceil \1\\rceil "),
     (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
     (r"\\sqrt\s*(\[[^\[\]]*\])?\s*([0-9A-Za-z])", r"\\sqrt\1{\2}"),

@@ -19,7 +19,7 @@ _CONNECTIVES = re.compile(
     r"(?<![\\A-Za-z])(?:if|iff|otherwise|where|when|whenever|such|with|for|except|excluding|only|unless|mod|is|are)(?![A-Za-z])"
 )
 _WORD = re.compile(
-    r"(?<![\\A-Za-z])(?:[A-Za-z]{4,}|all|and|any|are|for|if|is|no|not|odd|of|one|or|the|to|two|set|yes)(?![A-Za-z])"
+    r"(?<![\\A-Za-z])(?:[A-Za-z]{4,}|all|and|any|are|for|if|is|no|not|odd|of|one|or|the|to|two|set|yes|cm|mm|km|kg|ft)(?![A-Za-z])"
 )
 _LETTER = r"(?:[A-Za-z]|\\[A-Za-z]+)(?:_(?:\w|\{\w+\}))?'?"
 _SYMBOLS = rf"{_LETTER}(?:\s*,\s*{_LETTER})*"
@@ -32,6 +32,8 @@ _QUANTIFIER = re.compile(
 )
 _FUNCTION = re.compile(rf"^({_LETTER})\s*\(\s*({_SYMBOLS})\s*\)\s*=\s*([^=].*)$")
 _LETTERS_ONLY = re.compile(r"^(?:\\angle|\\triangle|\||[A-Za-z]|\\[A-Za-z]+|_\{?\w+\}?|\([^()]*\)|[{}'\s+/-])+$")
+_NOT_READ = re.compile(r"\\ldots|\\[bp]?mod(?![A-Za-z])|\\approx|\\overline|\d\s+\d|\d[eE][+-]?\d")
+"""Left out, remainders, rounded, periodic; numbers side by side and `1e3`, which the parser takes for products."""
 _MIXED = re.compile(r"(?<=\d)(\s*)(?=\\frac\{(\d+)\}\{(\d+)\})")
 
 
@@ -189,7 +191,7 @@ def _bracket(text: str) -> Any:
 def parse(text: str) -> Any:
     """The sympy object that LaTeX stands for, nothing in it evaluated yet. Raises `Unreadable`."""
     text = text.replace(r"\degree", "").strip()
-    if not text or r"\ldots" in text or r"\approx" in text or r"\overline" in text:
+    if not text or _NOT_READ.search(text):
         raise Unreadable
     text = _MIXED.sub(lambda found: "" if int(found[2]) < int(found[3]) else r"\cdot ", text)
     try:

@@ -19,7 +19,7 @@ from qedmeg.grading.rubric import RUBRIC_POINTS
 MAX_ANSWER_CHARS = 4000
 """A longer text is no final answer: the longest of IMO-AnswerBench has 132 characters."""
 MAX_SHOWN_CHARS = 200
-_RULES = ("final_answer.py", "answer_text.py", "answer_value.py", "answer_equality.py")
+_RULES = ("final_answer.py", "answer_text.py", "answer_value.py", "answer_expressions.py", "answer_equality.py")
 _TEMPLATES = ("answer_system.jinja", "answer_user.jinja")
 
 

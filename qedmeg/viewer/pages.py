@@ -22,6 +22,7 @@ from qedmeg.viewer.site import (
     problem_query,
 )
 from qedmeg.viewer.summary import grouped, summarise
+from qedmeg.viewer.text import headline
 from qedmeg.viewer.tree import call_tree
 
 Query = MultiMapping[str]
@@ -30,7 +31,6 @@ ATTEMPTS_PER_PAGE = 8
 MOST_DOTS = 2_000
 _MOST_PICKED = 400
 _CARD_PART = 12_000
-_STATEMENT_HEAD = 160
 
 
 def overview(site: Site, query: Query) -> str:
@@ -62,7 +62,7 @@ def overview(site: Site, query: Query) -> str:
             for run in shown
         ]
         known = snapshot.problems[problem.benchmark, problem.id]
-        listed.append((known, known.statement[:_STATEMENT_HEAD], cells, problem_query(problem, filters)))
+        listed.append((known, headline(known.statement), cells, problem_query(problem, filters)))
     dots = [
         Dot(summary.tokens or 0, summary.mean, colour, _spoken(run.key, summary.mean, summary.tokens), f"/?{address}")
         for run, summary, colour, chosen_run in rows

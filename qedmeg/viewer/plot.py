@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from qedmeg.grading.rubric import RUBRIC_POINTS
+from qedmeg.monitor.page import visible
 
 COLOURS = 8
 """Classes `c0`, `c1`, ... of the style sheet."""
 _WIDTH, _HEIGHT = 720, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 40, 12, 12, 62
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 70
 _STRIP = 22  # below the axis: what has no points
 
 
@@ -51,7 +52,7 @@ def scatter(dots: Sequence[Dot], title: str) -> Markup:
         anchor = "end" if number == round(most / step) else "middle"
         parts.append(f'<line class="grid" x1="{at}" x2="{at}" y1="{_TOP}" y2="{bottom}"/>')
         parts.append(
-            f'<text class="tick" x="{at}" y="{bottom + _STRIP + 20}" text-anchor="{anchor}">'
+            f'<text class="tick" x="{at}" y="{bottom + _STRIP + 24}" text-anchor="{anchor}">'
             f"{_short(number * step)}</text>"
         )
     if any(dot.points is None for dot in dots):
@@ -61,7 +62,7 @@ def scatter(dots: Sequence[Dot], title: str) -> Markup:
         height = bottom + _STRIP - 4 if dot.points is None else y(dot.points)
         centre = f'cx="{x(dot.tokens)}" cy="{height + 5 * dot.spread:.1f}"'
         shape = f'<circle class="c{dot.colour}" {centre} r="5"/>'
-        label = escape(dot.label)
+        label = escape(visible(dot.label))
         parts.append(f'<a href="{escape(dot.href)}" aria-label="{label}"><title>{label}</title>{shape}</a>')
     return Markup("".join(parts) + "</svg>")
 

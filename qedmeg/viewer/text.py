@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 PART = 40_000  # characters
 _PARAGRAPH = 4_000
+_HEADLINE = 160
 _BLANK_LINE = re.compile(r"\n[ \t]*\n\s*")
 _ENVIRONMENT = re.compile(r"\\(begin|end)\{")
 
@@ -66,3 +67,12 @@ def _divided(text: str, longest: int) -> list[str]:
         pieces.append(text[:at])
         text = text[at:].lstrip("\n")
     return [*pieces, text]
+
+
+def headline(text: str) -> str:
+    """The beginning of a text in one line, with its formulas within the line and none of them cut in two."""
+    line = " ".join(text[: 4 * _HEADLINE].split()).replace("$$", "$")
+    if len(line) <= _HEADLINE:
+        return line
+    cut = line[:_HEADLINE]
+    return (cut[: cut.rfind("$")] if cut.count("$") % 2 else cut).rstrip() + " …"

@@ -134,6 +134,7 @@ def test_a_comparison_is_over_the_problems_in_common():
     assert found.p == 0.5
     assert difference({"a": [1]}, {"b": [1]}) is None
     assert difference({"a": [1]}, {"a": [1, 1]}).p == 1.0
+    assert difference({"a": [1]}, {"a": [7]}).p == 1.0
 
 
 def test_exact_sign_flips_against_all_of_them():

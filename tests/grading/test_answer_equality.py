@@ -11,6 +11,14 @@ from qedmeg.grading.answer_text import literal, parts, plain
 STATEMENT = r"Let $\alpha, x, y, z, n, m, k, p, q, R, r, a, \lambda, s, t$ and $XY$, $XZ$ be as said. Find it."
 
 SAME = [
+    (r"\lfloor\sqrt{n-1}\rfloor", r"\left\lfloor (n-1)^{1/2} \right\rfloor"),
+    (r"\lfloor\sqrt{n-1}\rfloor", "floor(sqrt(n-1))"),
+    ("69169", "69 169"),
+    (r"(-\infty,0)\cup\{\frac{1}{2}\}", r"x < 0 \text{ or } x = \frac12"),
+    (r"n=1, n \ge 3", "n ≥ 3 or n = 1"),
+    ("x=1, y=2", "y=2, x=1"),
+    ("1,2", "1, 2, 2"),
+    ("f(x)=2x", r"f(x)=2x \text{ for all } x\in\mathbb{R}"),
     (r"30^\circ, 60^\circ", r"\frac{\pi}{3}, \frac{\pi}{6}"),
     (r"180 - 2\alpha", r"180^\circ - 2\alpha"),
     ("1/2", "0.5"),
@@ -69,6 +77,11 @@ SAME = [
     ("2", r"\boxed{2}"),
 ]
 WRONG = [
+    ("x=1, y=2", "y=1, x=2"),
+    (r"n=1, n \ge 3", r"n \ge 1"),
+    (r"\pm 2", "2"),
+    ("50803200", r"5.08\times10^7"),
+    ("12", "12!"),
     (r"90^\circ", r"\frac{\pi}{3}"),
     ("1,2,3", "1,2"),
     ("1,2", "1,2,3"),
@@ -113,6 +126,14 @@ WRONG = [
     ("2k-1", "2k+1"),
 ]
 OPEN = [
+    ("5", r"5\text{ cm}"),
+    ("0<c<1", "c>0, c<1"),
+    ("10", "1e1"),
+    ("-1", "i^2"),
+    ("90", r"\frac{\pi}{2}"),
+    ("7", "7, not 8"),
+    ("(1,2,3)", "x=1, y=2, z=3"),
+    ("5", r"5 \mod 7"),
     ("100", r"50\%"),
     ("f(x)=|x|", "f(x)=x"),
     ("(2k-1)!!", r"\frac{(2k)!}{2^k k!}"),

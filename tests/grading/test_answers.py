@@ -183,13 +183,15 @@ def test_memory_is_bounded() -> None:
     asyncio.run(run())
 
 
-def test_what_was_given_up_is_not_taken_for_the_next_answer() -> None:
+def test_what_was_given_up_does_not_go_on() -> None:
     async def work(pool: AnswerPool) -> None:
+        (process,) = pool._idle
         waiting = asyncio.create_task(pool.compare("5", ENDLESS, ""))
         await asyncio.sleep(0.2)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
+        assert process.returncode == -9
         assert (await pool.compare("5", "6", "")).same is False
 
     in_a_pool(work, processes=1)

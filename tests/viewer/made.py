@@ -1,8 +1,11 @@
 """Files for the viewer's tests: an evaluation of two models with a scaffold, and a training run."""
 
 import asyncio
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -73,6 +76,12 @@ def attempt(problem: str, sample: int, text: str, tokens: int, ended: str = "don
     return Attempt(problem, sample, text, ended, tokens, 1, 300, tokens, Decimal("0.0125"), 4.5)
 
 
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """In a thread of its own: the one of a test that drives a browser has a loop already."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, work).result()
+
+
 class Evaluation:
     """A file of results that is being made."""
 
@@ -90,7 +99,7 @@ class Evaluation:
                 if grade is not None:
                     await self.results.add_grade(run, StoredGrade(one.problem, one.sample, grader, 0, grade))
 
-        asyncio.run(write())
+        _run(write())
 
     def calls(self, run: str, problem: str, sample: int, calls: list[tuple[Call, Reply]]) -> None:
         async def write() -> None:
@@ -98,7 +107,7 @@ class Evaluation:
             for call, reply in calls:
                 await log.keep("small", call, reply)
 
-        asyncio.run(write())
+        _run(write())
 
 
 def call(path: str, role: str, prompt: str, text: str, thinking: str = "", tokens: int = 100) -> tuple[Call, Reply]:
