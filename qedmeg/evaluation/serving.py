@@ -1,5 +1,6 @@
 """The models of an evaluation: behind an address, or a folder of this machine that a vLLM server is started for."""
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
@@ -14,7 +15,7 @@ from qedmeg.chat.model import ServedModel
 from qedmeg.config import EndpointConfig
 from qedmeg.errors import UserError, near_miss
 from qedmeg.model.families import read_architecture
-from qedmeg.rollout.engine import hardware_options
+from qedmeg.rollout.engine import hardware_options, seeded_options
 from qedmeg.rollout.server import Server, ServerProcess, wait_until_up
 from qedmeg.settings import Settings, check_settings, load_config
 
@@ -107,9 +108,11 @@ async def served(source: ModelSource, logs: Path) -> AsyncIterator[ServedModel]:
     if local.max_length is not None and local.max_length > context:
         raise UserError(f"model.max_length: {local.max_length} is longer than the model's context of {context}")
     name = f"{source.name}-{weights_hash(source.folder)[:8]}"
-    options = hardware_options(kv_cache_gib=local.kv_cache_gib) | {
+    max_length = local.max_length or context
+    options = hardware_options(kv_cache_gib=local.kv_cache_gib) | seeded_options(max_length)
+    options |= {
         "generation_config": "vllm",  # the settings say all about sampling, not the folder
-        "max_model_len": local.max_length or context,
+        "max_model_len": max_length,
         "max_num_seqs": local.concurrency,
         "tensor_parallel_size": local.tp,
     }
@@ -130,10 +133,24 @@ async def served(source: ModelSource, logs: Path) -> AsyncIterator[ServedModel]:
             concurrency=min(1000, 2 * local.concurrency),  # the server always has the next ones at hand
         )
         model = ServedModel(endpoint)
+        watch = asyncio.create_task(_end_with(process, asyncio.current_task()))
         try:
             yield model
+        except asyncio.CancelledError:
+            if (ended := process.ended()) is None:
+                raise
+            raise UserError(f"{ended}\nWhat was answered is kept; mend the cause and run the same again") from None
         finally:
+            watch.cancel()
             await model.close()
+
+
+async def _end_with(process: ServerProcess, task: "asyncio.Task[Any] | None") -> None:
+    """Cancel a task when a server has ended: what it asks would be asked again for hours."""
+    while process.ended() is None:
+        await asyncio.sleep(1.0)
+    if task is not None:
+        task.cancel()
 
 
 def weights_hash(folder: Path) -> str:

@@ -56,6 +56,14 @@ def hardware_options(*, fp32: bool = False, kv_cache_gib: float | None = None) -
     return options
 
 
+def seeded_options(max_length: int) -> dict[str, Any]:
+    """What an engine is told whose requests have seeds of their own and prompts of up to `max_length` tokens."""
+    if device.has_gpu():
+        return {}
+    # of a prompt that is cut, vLLM sets the seeded generator back, which a CPU's cannot
+    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(max_length, PREFILL_TOKENS)}
+
+
 def rollout_options(max_length: int, tp: int, concurrency: int, kv_cache_gib: float | None) -> dict[str, Any]:
     """What an engine for rollouts is started with, as keywords of vLLM's LLM, which are its server's flags too."""
     transfer: dict[str, Any] = {"weight_transfer_config": {"backend": "nccl"}}
@@ -63,12 +71,10 @@ def rollout_options(max_length: int, tp: int, concurrency: int, kv_cache_gib: fl
         transfer = {
             "weight_transfer_config": {"backend": "gloo"},
             "worker_extension_cls": "qedmeg.rollout.gloo_engine.GlooWorker",
-            # of a prompt that is cut, vLLM sets the seeded generator back, which a CPU's cannot
-            "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(max_length, PREFILL_TOKENS),
         }
     return {
         **hardware_options(kv_cache_gib=kv_cache_gib),
+        **seeded_options(max_length),
         **transfer,
         "load_format": "dummy",  # the trainer sends the weights before the first token is asked for
         "logprobs_mode": "processed_logprobs",  # of the distribution that is sampled from: after the temperature

@@ -97,7 +97,7 @@ def check_in_flight(ranks: Any, engine: HttpControl, weights: Weights) -> None:
     _send(ranks, engine, weights.a, 10)
     with ThreadPoolExecutor(len(PROMPTS)) as pool:
         answers = [pool.submit(engine.sample, prompt, 1500, 1.0, seed) for seed, prompt in enumerate(PROMPTS)]
-        time.sleep(0.5)
+        time.sleep(1.5)  # all are under way then, and far from their end
         _send(ranks, engine, weights.b, 11)
         for prompt, answer in zip(PROMPTS, answers, strict=True):
             tokens, logprobs, spans = answer.result(CALL_SECONDS)
