@@ -186,9 +186,9 @@ def test_a_server_started_anew_unseen_gets_no_requests() -> None:
         check(asked, await all_samples(fleet, asked))
         got = await all_samples(fleet, asked)
         assert {sample.versions for _, sample in got} == {((1, 0),)}
+        await until(lambda: len(fleet.live()) == 2)  # it was seen to have no weights of ours
         second.version = "1"  # as one that another run has sent its weights to
         had = sum(second.asked.values())
-        await until(lambda: len(fleet.live()) == 2)
         check(asked, await all_samples(fleet, asked))
         assert sum(second.asked.values()) == had
 

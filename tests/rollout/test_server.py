@@ -87,7 +87,7 @@ def test_what_a_server_finds_fault_with(vllm_server: str) -> None:
 
 def test_a_server_that_dies_while_it_starts_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = "print('line'); print('ValueError: no room for keys'); [print('more', i) for i in range(99)]; exit(3)"
-    monkeypatch.setattr(server, "command", lambda *_: [sys.executable, "-c", program])
+    monkeypatch.setattr(server, "command", lambda *_, **__: [sys.executable, "-c", program])
 
     async def scene() -> None:
         process = ServerProcess(tmp_path, {}, tmp_path / "vllm_0.log")
@@ -106,7 +106,7 @@ def test_a_server_that_dies_while_it_starts_says_why(tmp_path: Path, monkeypatch
 
 def test_a_server_started_here_has_a_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = "import time; print('loading', flush=True); time.sleep(60)"
-    monkeypatch.setattr(server, "command", lambda *_: [sys.executable, "-c", program])
+    monkeypatch.setattr(server, "command", lambda *_, **__: [sys.executable, "-c", program])
 
     async def scene() -> None:
         process = ServerProcess(tmp_path, {}, tmp_path / "vllm_0.log")

@@ -1,0 +1,75 @@
+"""eval/all.py with a real vLLM server over a small checkpoint, and what it refuses before a model is started."""
+
+import json
+import sys
+
+import pytest
+
+from qedmeg.errors import UserError
+from qedmeg.evaluation import everything, run
+from qedmeg.evaluation.results import Results
+from qedmeg.evaluation.serving import find_model, ready_models
+from tests.sft_runs import write_inputs
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    write_inputs(folder)
+    return folder / "model"
+
+
+def test_from_problems_to_statistics_and_on_again(model, tmp_path, monkeypatch, capsys):
+    options = ["--benchmark", "embedded", "--problems", "3", "--samples", "2", "--model", model]
+    options += ["--set", "model.max_tokens=8", "--out", tmp_path / "results.sqlite", "--report", tmp_path / "report"]
+    monkeypatch.setattr(sys, "argv", ["all.py", *map(str, options), "--name", "one"])
+    assert everything.main() == 0
+    with_seeds = Results(tmp_path / "results.sqlite").attempts("one")
+    assert [(one.sample, one.tokens <= 8) for one in with_seeds] == [(0, True), (1, True)] * 3
+    assert len({one.text for one in with_seeds}) > 1
+    assert "one: 6 answered, 0 before" in capsys.readouterr().out
+    stats = json.loads((tmp_path / "report" / "stats.json").read_text())
+    assert stats[0]["whole"]["graded"] == 6
+
+    monkeypatch.setattr(sys, "argv", ["all.py", *map(str, options), "--name", "two", "--against", "one"])
+    assert everything.main() == 0
+    two = Results(tmp_path / "results.sqlite").attempts("two")
+    assert [one.text for one in two] == [one.text for one in with_seeds]  # the same seeds
+    compared = json.loads((tmp_path / "report" / "compare.json").read_text())
+    assert compared["whole"]["difference"]["mean"] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"--benchmark": "embeded"}, "embeded.*did you mean 'embedded'"),
+        ({"--model": "qed-nan"}, "--model: qed-nan: no folder.*did you mean 'qed-nano'"),
+        ({"--scaffold": "rsaa"}, "--scaffold: no scaffold 'rsaa'; did you mean 'rsa'"),
+        ({"--role": "verifer=qed-nano"}, "--role: verifer: single has no such role"),
+        ({"--role": "qed-nano"}, "--role: qed-nano: expected KEY=VALUE"),
+        ({"--set": "temperature=1"}, r"--set: temperature: expected model\.…, scaffold\.…"),
+        ({"--set": "model.temprature=1"}, "temprature: unknown setting; did you mean 'temperature'"),
+        ({"--set": "scaffold.rounds=2"}, "rounds: unknown setting"),
+        ({"--set": "scaffold.prompt=hello"}, r"prompt 'hello' does not hold \{problem\}"),
+        ({"--samples": "0"}, "--samples: 0 is less than 1"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_begun(model, tmp_path, monkeypatch, options, message):
+    given = {
+        "--benchmark": "embedded",
+        "--model": str(model),
+        "--out": str(tmp_path / "r" / "results.sqlite"),
+    } | options
+    monkeypatch.setattr(sys, "argv", ["run.py", *(word for pair in given.items() for word in pair)])
+    with pytest.raises(UserError, match=message):
+        run.main()
+    assert not (tmp_path / "r").exists()
+
+
+def test_ready_settings_are_whole():
+    assert {"qed-nano", "gemini-3-pro", "gpt-oss-120b", "deepseek-math-v2", "nomos-1"} <= {*ready_models()}
+    for name in ready_models():
+        found = find_model(name, {})
+        assert found.endpoint is not None
+        assert found.settings()["model"]
+    assert find_model("gemini-3-pro", {"temperature": 0.5}).settings()["temperature"] == 0.5
