@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Show files of results and run folders as a local web page: runs and models side by side, each problem with\n"
         f"its proofs, grades and calls, and grading by hand. Only {HAND_FILE} beside the results is ever\n"
-        "written. Files that are still being written can be looked at. Needs no network."
+        "written. Files that are still being written can be looked at. It needs no network, and 1 kB of memory an\n"
+        "attempt."
     )
     parser.epilog = (
         "examples:\n  python -m qedmeg view runs/eval/results.sqlite\n"

@@ -71,7 +71,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Entry:
-    """One attempt without its text: all that lists and filters need. About 300 bytes."""
+    """One attempt without its text: all that lists and filters need. Less than 1 kB."""
 
     run: Run
     problem: ShownProblem
