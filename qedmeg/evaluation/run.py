@@ -35,8 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--role", action="append", default=[], metavar="ROLE=MODEL", help="another model in a role of the scaffold"
     )
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="such as model.temperature=0.6, "
-        "scaffold.rounds=2 or verifier.max_tokens=4096"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="such as model.temperature=0.6, scaffold.rounds=2 or verifier.max_tokens=4096",
     )
     parser.add_argument("--samples", type=int, default=1, help="attempts at each problem (default: %(default)s)")
     parser.add_argument("--budget", type=int, help="most tokens an attempt may generate (default: no limit)")
@@ -98,9 +101,7 @@ def prepared(arguments: argparse.Namespace) -> PreparedRun:
         "budget": arguments.budget,
         "models": {role: source.settings() for role, source in models.items()},
     }
-    run = EvaluationRun(
-        name, arguments.benchmark, models[PROVER].name, arguments.scaffold, arguments.samples, settings
-    )
+    run = EvaluationRun(name, arguments.benchmark, models[PROVER].name, arguments.scaffold, arguments.samples, settings)
     return PreparedRun(run, problems, scaffold, models, arguments.budget, arguments.concurrency)
 
 
