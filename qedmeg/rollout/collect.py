@@ -343,6 +343,7 @@ class Collector:
         return (
             f"step {self._next_step}: {ready} of {self._config.data.prompts_per_step} groups ready, {generating} "
             f"rollouts being generated, {self._grading} graded"
+            f"{', prompts are being generated' if self._prompts.is_busy else ''}"
         )
 
     def _check_progress(self, now: float) -> None:

@@ -22,6 +22,10 @@ from qedmeg.fence import harmless
 from qedmeg.reasoning.reasoning_cache import State, next_state, reason_messages, summary_messages
 from qedmeg.rollout.grading import without_control_tokens
 
+GROWTH = 4
+"""A text may have a quarter more tokens than were generated for it, where the context leaves room for them: those of
+another tokenizer, or of what is no proper text."""
+
 
 class Room(NamedTuple):
     """Most tokens of the prompts, and of a prompt with its reply."""
@@ -45,9 +49,8 @@ class StatePrompts:
         return self._fitted(state, self.room.state)[1]
 
     def after(self, state: State, summary: str) -> State:
-        """The state that a summary leads to. Where its prompt would be too long, which it is but by the difference
-        between the tokens that were generated and those of their text, the beginning of the summary is left out: the
-        end says where the work stands."""
+        """The state that a summary leads to. Where its prompt would be too long, since the text has more tokens than
+        were generated for it, the beginning of the summary is left out: the end says where the work stands."""
         return self._fitted(next_state(state, summary, self.cache.keep), self.room.state)[0]
 
     def summarise(self, state: State, reasoning: str) -> tuple[Message, ...]:
@@ -144,6 +147,15 @@ def make_state_prompts(
         summary + cache.summary_tokens,
         trained if cache.train == "both" else context,
         f"{told}, cache.reason_tokens {reason_tokens} to be summarised, and as long a summary of it",
+    )
+    state = min(
+        state + notes // GROWTH,
+        trained - rollout.max_tokens,
+        context - reason_tokens,
+    )
+    summary = min(
+        summary + (notes + reason_tokens) // GROWTH,
+        (trained if cache.train == "both" else context) - cache.summary_tokens,
     )
     whole = max(state + max(reason_tokens, rollout.max_tokens), summary + cache.summary_tokens)
     return StatePrompts(tokenizer, data, cache, Room(state, summary, whole))

@@ -123,8 +123,13 @@ def chains_to_begin(config: CacheConfig, prompts_per_step: int, *, begun: int, r
         rolling: chains that are being rolled out.
         lacking: states that are asked for, beyond those in the buffer.
     """
-    per_step = config.chains_per_step or -(-prompts_per_step // config.states_per_problem)
-    return max(per_step - begun, -(-lacking // config.states_per_problem) - rolling, 0)
+    due = chains_of_a_version(config, prompts_per_step) - begun
+    return max(due, -(-lacking // config.states_per_problem) - rolling, 0)
+
+
+def chains_of_a_version(config: CacheConfig, prompts_per_step: int) -> int:
+    """How many chains are begun with each weight version, whatever older states there are."""
+    return config.chains_per_step or -(-prompts_per_step // config.states_per_problem)
 
 
 def turn_seed(run_seed: int, chain: int, round: int, kind: Kind, place: int) -> int:

@@ -23,6 +23,7 @@ from qedmeg.monitor.metrics import TIME_PREFIX, MetricsLogger, rl_note
 from qedmeg.monitor.rollout_metrics import batch_metrics, loss_metrics, waiting
 from qedmeg.rollout.sample import Batch, Group, SummaryGroup
 from qedmeg.rollout.state_prompts import make_state_prompts
+from qedmeg.rollout.states import chains_of_a_version
 from qedmeg.settings import save_config
 from qedmeg.training import checkpoint
 from qedmeg.training.logprobs import token_logprobs
@@ -233,3 +234,12 @@ def announce(label: str, config: RLConfig, start: Start, prompts: PromptSet, fir
         f"{', ' + sizes if sizes else ''}; {config.compute.precision}; {config.run_dir}",
         flush=True,
     )
+    if isinstance(config, RCConfig):
+        cache = config.cache
+        print(
+            f"chains: {chains_of_a_version(cache, data.prompts_per_step)} or more with each weight version, "
+            f"{cache.rounds} rounds of up to {cache.reason_tokens or rollout.max_tokens} tokens of reasoning and "
+            f"{cache.siblings} × {cache.summary_tokens} of summary; {cache.states_per_problem} states of a chain in a "
+            f"step, at most {cache.max_age} versions old",
+            flush=True,
+        )

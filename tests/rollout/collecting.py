@@ -24,6 +24,7 @@ from qedmeg.rollout.sample import Batch
 from qedmeg.rollout.state_prompts import make_state_prompts
 from qedmeg.rollout.state_source import StateSource
 from qedmeg.rollout.store import STORE_FILE, Store, read_batch
+from qedmeg.rollout.summariser import Summariser
 from tests.checkpoints import make_checkpoint
 from tests.data.conftest import PLAIN, save_byte_level
 from tests.rollout.scripted import (
@@ -98,7 +99,9 @@ class Run:
 
 
 @asynccontextmanager
-async def running(setting: Setting, config: GRPOConfig, script: Script) -> AsyncIterator[Run]:
+async def running(
+    setting: Setting, config: GRPOConfig, script: Script, summariser: Summariser | None = None
+) -> AsyncIterator[Run]:
     """A collector over the run folder of `config`."""
     folder = config.run_dir
     told = ProcessConfig(
@@ -120,7 +123,7 @@ async def running(setting: Setting, config: GRPOConfig, script: Script) -> Async
         asks = make_state_prompts(
             setting.tokenizer, setting.prompts, told.data, told.rollout, told.cache, context=10_000
         )
-        source = StateSource(told, setting.prompts, asks, fleet, store, None, said.append)
+        source = StateSource(told, setting.prompts, asks, fleet, store, summariser, said.append)
     collector = Collector(told, source, setting.tokenizer, fleet, grader, store, said.append)
     work = asyncio.create_task(collector.run())
     run = Run(collector, fleet, grader, store, said)

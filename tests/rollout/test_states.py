@@ -1,10 +1,11 @@
 """Which states get groups, and what their summaries earn, against cases worked out by hand."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from qedmeg.config_rc import CacheConfig
+from qedmeg.config_rc import CacheConfig, RCConfig
 from qedmeg.rollout.schedule import rollout_seed
 from qedmeg.rollout.states import (
     BufferedChain,
@@ -16,6 +17,7 @@ from qedmeg.rollout.states import (
     is_over_aged,
     turn_seed,
 )
+from qedmeg.settings import load_config
 
 
 def chain(id: int, *, version: int = 5, rounds: int = 3, **others: object) -> BufferedChain:
@@ -185,3 +187,9 @@ PINNED = 5195378228686687490
 def test_settings_that_do_not_go_together_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CacheConfig.model_validate(settings)
+
+
+@pytest.mark.parametrize("name", ["rc_demo", "qed_nano_rc"])
+def test_the_ready_settings_are_settings(name: str) -> None:
+    config = load_config(RCConfig, Path(__file__).parents[2] / "recipes" / "configs" / f"{name}.yaml")
+    assert config.cache.rounds == {"rc_demo": 2, "qed_nano_rc": 3}[name]
