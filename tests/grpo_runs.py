@@ -47,11 +47,11 @@ def write_inputs(folder: Path, judge_url: str, family: str = "qwen3", **settings
     return path
 
 
-def start(config: Path, *settings: str, ranks: int = 1) -> "subprocess.Popen[str]":
-    """recipes/grpo.py in a process group of its own."""
+def start(config: Path, *settings: str, ranks: int = 1, recipe: str = "recipes/grpo.py") -> "subprocess.Popen[str]":
+    """The recipe in a process group of its own."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    command = [sys.executable, *launcher, "recipes/grpo.py", "--config", str(config), *settings]
+    command = [sys.executable, *launcher, recipe, "--config", str(config), *settings]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
     )

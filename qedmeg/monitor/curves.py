@@ -19,6 +19,8 @@ from qedmeg.monitor.page import COLOURS, GREY, STYLE, svg
 WIDTH, HEIGHT = 3.6, 1.9  # inches: as wide as a telephone at 96 pixels an inch, so that its text is not scaled down
 MOST_POINTS = 400
 MOST_CELLS = 60
+ROUNDS_SHOWN = 8
+"""Rounds of the reasoning cache in one plot; later ones get plots of their own."""
 _ITEM, _TIME = "train/item/", "train/time/"
 
 
@@ -35,6 +37,23 @@ class Panel:
 
 PANELS = (
     Panel("Reward", {"mean": "train/reward", "standard deviation": "train/reward_std"}, share=True),
+    Panel(
+        "Reward by round of the state",
+        {f"round {round}": f"train/reward_by_round/{round}" for round in range(1, ROUNDS_SHOWN + 1)},
+        share=True,
+    ),
+    Panel(
+        "Groups by round of the state",
+        {f"round {round}": f"train/groups_by_round/{round}" for round in range(1, ROUNDS_SHOWN + 1)},
+    ),
+    Panel("What a summary improves", {"mean": "train/improvement", "standard deviation": "train/improvement_std"}),
+    Panel("Age of states, in weight versions", {"mean": "train/state_age_mean", "greatest": "train/state_age_max"}),
+    Panel("States too old for a group", {"dropped": "train/states_too_old"}, share=True),
+    Panel(
+        "Share of a chain's turns cut off",
+        {"reasoning": "train/reason_truncated", "summaries": "train/summarise_truncated"},
+        share=True,
+    ),
     Panel("Loss", {"training": "train/loss", "validation": "val/loss"}),
     Panel("Tokens of an answer", {"mean": "train/response_tokens", "longest": "train/response_tokens_max"}),
     Panel("Share of answers cut off", {"cut off": "train/truncated"}, share=True),

@@ -4,6 +4,7 @@ from collections import defaultdict
 from statistics import fmean, pstdev
 
 from qedmeg.grading.grade import Graded
+from qedmeg.monitor.cache_metrics import PREFIXES, cache_metrics
 from qedmeg.rollout.sample import Batch
 from qedmeg.training.losses import LossSums
 
@@ -11,8 +12,9 @@ MOST_ITEMS = 100
 """Rubric items that get a curve each: problems with rubrics of their own have thousands, which no curve could show."""
 
 
-def batch_metrics(batch: Batch) -> dict[str, float]:
-    """Rewards, rubric items, lengths and lag of a batch, with the counts that came with it."""
+def batch_metrics(batch: Batch, max_lag: int = 0) -> dict[str, float]:
+    """Rewards, rubric items, lengths and lag of a batch, with the counts that came with it. `max_lag`: beyond which no
+    summary is trained."""
     rollouts = [rollout for group in batch.groups for rollout in group.rollouts]
     rewards = [rollout.reward for rollout in rollouts if rollout.reward is not None]
     lengths = [len(rollout.sample.tokens_T) for rollout in rollouts]
@@ -30,12 +32,13 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
         "rollouts": float(len(rollouts)),
         "tokens": float(sum(lengths) + prompts),
     }
-    return metrics | _items(batch) | _counts(batch.stats)
+    return metrics | _items(batch) | _counts(batch.stats) | cache_metrics(batch, max_lag)
 
 
 def _counts(stats: dict[str, float]) -> dict[str, float]:
     """What the rollout process counted since the step before, its seconds left out."""
-    counts = {name: value for name, value in stats.items() if not name.startswith(("seconds_", "lag_"))}
+    elsewhere = ("seconds_", "lag_", *PREFIXES)
+    counts = {name: value for name, value in stats.items() if not name.startswith(elsewhere)}
     tokens = counts.pop("grader_prompt_tokens", 0.0) + counts.pop("grader_completion_tokens", 0.0)
     return counts | {"grader_tokens": tokens}
 

@@ -56,7 +56,7 @@ class _TooLate(RolloutFailed):
 
 
 class RolloutSettings(Protocol):
-    """The sections of a recipe's settings that rollouts depend on; `advantage` too, where there is one."""
+    """The sections of a recipe's settings that rollouts depend on; `advantage` and `cache` too, where there are any."""
 
     @property
     def data(self) -> ProblemConfig: ...
@@ -193,6 +193,7 @@ class RolloutClient:
             rollout=config.rollout,
             grader=config.grader,
             advantage=getattr(config, "advantage", AdvantageConfig()),
+            cache=getattr(config, "cache", None),
         )
         save_config(told, run_dir / CONFIG_FILE)
         with self.log.open("ab") as log:

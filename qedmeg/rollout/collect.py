@@ -8,39 +8,26 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
-from qedmeg.data.problems import Problem
-from qedmeg.data.prompts import Prompt, PromptSet
 from qedmeg.data.tokenizer import Tokenizer
 from qedmeg.errors import UserError
 from qedmeg.grading.grade import Failed, Grade
-from qedmeg.grading.grader import Grader, ProofProblem
+from qedmeg.grading.grader import Grader
 from qedmeg.rollout import schedule
 from qedmeg.rollout.fleet import Fleet, Request
 from qedmeg.rollout.grading import NO_PROOF, PatientGrader, no_proof, proof_of
+from qedmeg.rollout.live_group import LiveGroup, graded, slot_of
+from qedmeg.rollout.prompt_source import PromptSource
 from qedmeg.rollout.protocol import ProcessConfig, WeightsNeeded
 from qedmeg.rollout.sample import Sample, Sampling
-from qedmeg.rollout.schedule import Slot
-from qedmeg.rollout.store import Store, StoredGroup
+from qedmeg.rollout.store import Store
+from qedmeg.rollout.stored_rows import StoredGroup
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_LOOKS = 1.0
-
-
-@dataclass(eq=False)
-class _LiveGroup:
-    """A group that no step has used."""
-
-    id: int
-    problem: Problem | ProofProblem
-    size: int
-    ready: bool = False
-    slots: dict[int, Slot] = field(default_factory=dict)
-    generating: set[int] = field(default_factory=set)
-    """Places of which a rollout is being generated."""
 
 
 class Collector:
@@ -52,7 +39,7 @@ class Collector:
     def __init__(
         self,
         config: ProcessConfig,
-        prompts: PromptSet,
+        prompts: PromptSource,
         tokenizer: Tokenizer,
         fleet: Fleet,
         grader: Grader,
@@ -72,7 +59,7 @@ class Collector:
         )
         self._version: int | None = None
         self._paused = True
-        self._groups: dict[int, _LiveGroup] = {}
+        self._groups: dict[int, LiveGroup] = {}
         self._grading = 0
         self._changed = asyncio.Event()
         self._next_step = store.next_step
@@ -81,6 +68,7 @@ class Collector:
         self._waited: defaultdict[str, float] = defaultdict(float)
         """Seconds of its wait, by what was being done."""
         self._last_progress = time.monotonic()
+        prompts.connect(self._begin, self._mark_progress)
 
     async def run(self) -> None:
         """Collect until it is cancelled. Raises what went wrong in an engine, a grader or the store."""
@@ -178,7 +166,8 @@ class Collector:
         wanted = schedule.groups_wanted(
             self._config.data.prompts_per_step, self._config.rollout.max_refills, len(dropped["zero variance"])
         )
-        idle = not self._grading and not any(group.generating for group in self._groups.values())
+        generating = self._prompts.is_busy or any(group.generating for group in self._groups.values())
+        idle = not self._grading and not generating
         if self._is_waited_for and (max_lag > 0 or idle):
             chosen = self._chosen(wanted, dropped["zero variance"])
             if chosen:
@@ -197,11 +186,11 @@ class Collector:
             wanted=wanted,
             asked=self._is_waited_for,
         )
-        for _ in range(count):
-            self._begin_group()
-        self._generate_what_lacks()
+        self._begin_groups(count, self._version)
+        if max_lag > 0 or not self._prompts.is_busy:
+            self._generate_what_lacks()
 
-    def _settle(self, group: _LiveGroup, step: int) -> None:
+    def _settle(self, group: LiveGroup, step: int) -> None:
         """Leave out what has become too old, and decide on a group of which all is done."""
         rollout = self._config.rollout
         for place, slot in group.slots.items():
@@ -235,7 +224,7 @@ class Collector:
         refilled = sum(len(set(groups) - set(chosen)) for groups in self._store.dropped(step).values())
         stats = self._store.counts(step)
         stats |= {f"seconds_{doing}": self._waited[doing] for doing in ("generate", "grade", "paused")}
-        stats |= {"groups_refilled": refilled, "queue_length": left}
+        stats |= {"groups_refilled": refilled, "queue_length": left} | self._prompts.counts(step)
         self._store.assign(step, chosen, stats)
         for group in chosen:
             self._groups.pop(group, None)
@@ -243,15 +232,19 @@ class Collector:
         self._asked.set_result(None)
         self._changed.set()
 
-    def _begin_group(self) -> None:
-        number, data = self._store.next_group, self._config.data
-        prompt = self._prompt_of(number)
-        self._store.begin_group(number, prompt.problem.id, prompt.tokens_P, data.rollouts_per_prompt)
-        self._groups[number] = _LiveGroup(number, prompt.problem, data.rollouts_per_prompt)
+    def _begin_groups(self, count: int, version: int) -> None:
+        first, size = self._store.next_group, self._config.data.rollouts_per_prompt
+        if count == 0:
+            return
+        with self._store.transaction():
+            prompts = self._prompts.draw(first, count, version, self._next_step)
+            for number, prompt in enumerate(prompts, start=first):
+                self._store.begin_group(number, prompt.problem.id, prompt.tokens_P, size)
+                self._groups[number] = LiveGroup(number, prompt.problem, prompt.tokens_P, size)
 
     def _generate_what_lacks(self) -> None:
         """Without lag all that groups lack is one batch, in order; with it each group is asked for by itself."""
-        batch: list[tuple[_LiveGroup, int, int]] = []
+        batch: list[tuple[LiveGroup, int, int]] = []
         for group in sorted(self._groups.values(), key=lambda group: group.id):
             if group.ready:
                 continue
@@ -268,10 +261,10 @@ class Collector:
 
     # --- generating and grading -------------------------------------------------------------------------------------
 
-    async def _generate(self, batch: Sequence[tuple[_LiveGroup, int, int]]) -> None:
+    async def _generate(self, batch: Sequence[tuple[LiveGroup, int, int]]) -> None:
         requests = [
             Request(
-                prompt_P=self._prompt_of(group.id).tokens_P,
+                prompt_P=group.prompt_P,
                 seed=schedule.rollout_seed(self._config.data.seed, group.id, place, attempt),
             )
             for group, place, attempt in batch
@@ -284,37 +277,35 @@ class Collector:
         if missing:
             raise RuntimeError(f"the engines gave no sample for {len(missing)} of {len(batch)} requests")
 
-    def _prompt_of(self, group: int) -> Prompt:
-        return self._prompts[schedule.prompt_of(group, self._config.data.seed, len(self._prompts))]
-
-    def _add_sample(self, group: _LiveGroup, place: int, attempt: int, sample: Sample) -> None:
+    def _add_sample(self, group: LiveGroup, place: int, attempt: int, sample: Sample) -> None:
         proof = proof_of(self._tokenizer, sample, thinking=self._config.data.thinking)
         rollout = self._store.add_sample(group.id, place, attempt, sample, proof)
         group.generating.remove(place)
-        group.slots[place] = _slot(rollout, attempt, sample)
+        group.slots[place] = slot_of(rollout, attempt, sample)
         self._mark_progress()
         if not schedule.is_too_old(sample.oldest_version, self._next_step, self._config.rollout.max_lag):
             self._begin_grading(group, place, proof)
 
     def _take_up(self, stored: StoredGroup) -> None:
         """Go on with a group that an earlier process left."""
-        group = _LiveGroup(stored.id, self._prompt_of(stored.id).problem, stored.size)
+        prompt = self._prompts.prompt_of(stored.id)
+        group = LiveGroup(stored.id, prompt.problem, prompt.tokens_P, stored.size)
         self._groups[stored.id] = group
         for rollout in stored.rollouts:
-            slot = _slot(rollout.id, rollout.attempt, rollout.sample)
+            slot = slot_of(rollout.id, rollout.attempt, rollout.sample)
             group.slots[rollout.place] = replace(slot, status="too old") if rollout.too_old else slot
             if rollout.too_old:
                 continue
             if rollout.grade is not None:
-                group.slots[rollout.place] = _graded(slot, rollout.grade)
+                group.slots[rollout.place] = graded(slot, rollout.grade)
             else:
                 self._begin_grading(group, rollout.place, rollout.proof)
 
-    def _begin_grading(self, group: _LiveGroup, place: int, proof: str | None) -> None:
+    def _begin_grading(self, group: LiveGroup, place: int, proof: str | None) -> None:
         self._grading += 1
         self._begin(self._grade(group, place, proof))
 
-    async def _grade(self, group: _LiveGroup, place: int, proof: str | None) -> None:
+    async def _grade(self, group: LiveGroup, place: int, proof: str | None) -> None:
         slot = group.slots[place]
         try:
             if proof is None:
@@ -325,7 +316,7 @@ class Collector:
             self._grading -= 1
         self._store.add_grade(slot.rollout, grade)
         if group.slots[place].status == "ungraded":  # and has not become too old meanwhile
-            group.slots[place] = _graded(slot, grade)
+            group.slots[place] = graded(slot, grade)
         self._mark_progress()
 
     def _keep_failure(self, rollout: int, failed: Failed) -> None:
@@ -342,7 +333,7 @@ class Collector:
         self._changed.set()
 
     def _doing(self) -> str:
-        if any(group.generating for group in self._groups.values()):
+        if self._prompts.is_busy or any(group.generating for group in self._groups.values()):
             return "generate"
         return "paused" if self._grader.is_paused else "grade"
 
@@ -352,6 +343,7 @@ class Collector:
         return (
             f"step {self._next_step}: {ready} of {self._config.data.prompts_per_step} groups ready, {generating} "
             f"rollouts being generated, {self._grading} graded"
+            f"{', prompts are being generated' if self._prompts.is_busy else ''}"
         )
 
     def _check_progress(self, now: float) -> None:
@@ -362,17 +354,6 @@ class Collector:
             raise RuntimeError(
                 f"no rollout was generated or graded for {now - self._last_progress:.0f} s: {self._progress()}"
             )
-
-
-def _slot(rollout: int, attempt: int, sample: Sample) -> Slot:
-    truncated = sample.finish_reason == "length"
-    return Slot(rollout, attempt, sample.oldest_version, len(sample.tokens_T), truncated)
-
-
-def _graded(slot: Slot, grade: Grade) -> Slot:
-    if isinstance(grade, Failed):
-        return replace(slot, status="failed")
-    return replace(slot, status="graded", reward=grade.points / grade.of)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -27,10 +27,15 @@ def proof_of(tokenizer: Tokenizer, sample: Sample, *, thinking: bool) -> str | N
         _, end, text = text.rpartition(THOUGHT_END)
         if not end:
             return None
-    if tokenizer.special_texts:
-        longest_first = sorted(tokenizer.special_texts, key=len, reverse=True)
-        text = re.sub("|".join(map(re.escape, longest_first)), "", text)
-    return text.strip()
+    return without_control_tokens(tokenizer, text).strip()
+
+
+def without_control_tokens(tokenizer: Tokenizer, text: str) -> str:
+    """The text without the control tokens in it; what is left may spell one that they stood in."""
+    if not tokenizer.special_texts:
+        return text
+    longest_first = sorted(tokenizer.special_texts, key=len, reverse=True)
+    return re.sub("|".join(map(re.escape, longest_first)), "", text)
 
 
 def no_proof(problem: Problem | ProofProblem) -> Graded:

@@ -30,8 +30,12 @@ from qedmeg.grading.panel import make_grader
 from qedmeg.model.families import read_architecture
 from qedmeg.rollout.collect import Collector
 from qedmeg.rollout.fleet import Fleet, make_fleet
+from qedmeg.rollout.prompt_source import ProblemOrder, PromptSource
 from qedmeg.rollout.protocol import SECONDS_BETWEEN_SIGNS, EngineLost, ErrorKind, ProcessConfig, WeightsNeeded
+from qedmeg.rollout.state_prompts import make_state_prompts
+from qedmeg.rollout.state_source import StateSource, cache_identity
 from qedmeg.rollout.store import STORE_FILE, Store
+from qedmeg.rollout.summariser import ServedSummariser
 from qedmeg.settings import load_config
 
 LINE_BYTES = 2**28
@@ -90,16 +94,28 @@ async def serve(config: ProcessConfig, channel: Channel, make_fleet: FleetMaker,
     prompts = load_prompts(config.data, tokenizer, context - max_tokens)
     if not config.grader.judges and any(isinstance(prompt.problem, ProofProblem) for prompt in prompts):
         raise UserError("grader.judges: none, and the symbolic grader knows the embedded problems only; set a judge")
-    longest = max(len(prompt.tokens_P) for prompt in prompts)
     identity = {"data.seed": str(config.data.seed), "problems, prompt and tokenizer": prompts.fingerprint[:12]}
+    longest = max(len(prompt.tokens_P) for prompt in prompts) + max_tokens
+    asks = None
+    if config.cache is not None:
+        asks = make_state_prompts(tokenizer, prompts, config.data, config.rollout, config.cache, context)
+        longest = max(longest, asks.room.whole)
+        identity |= cache_identity(config.cache)
     async with AsyncExitStack() as ending:
         store = ending.enter_context(closing(Store(config.run_dir / STORE_FILE, identity)))
-        fleet = make_fleet(config.rollout, config.run_dir, config.model_folder, longest + max_tokens)
+        fleet = make_fleet(config.rollout, config.run_dir, config.model_folder, longest)
         ending.push_async_callback(fleet.close)
+        source: PromptSource = ProblemOrder(prompts, config.data.seed)
+        if asks is not None:
+            summariser = None
+            if asks.cache.summariser is not None:
+                summariser = ServedSummariser(asks.cache.summariser)
+                ending.push_async_callback(summariser.close)
+            source = StateSource(config, prompts, asks, fleet, store, summariser, channel.say)
         grader = make_grader(config.grader)
         ending.push_async_callback(grader.close)
         ending.callback(_exit_in, SECONDS_TO_END)  # the first that is done in the end, whatever hangs in the others
-        collector = Collector(config, prompts, tokenizer, fleet, grader, store, channel.say)
+        collector = Collector(config, source, tokenizer, fleet, grader, store, channel.say)
         await _until_the_trainer_ends(_Service(collector, fleet, channel))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from qedmeg.config import GraderConfig
+from qedmeg.config_rc import CacheConfig
 from qedmeg.config_rl import AdvantageConfig, ProblemConfig, RolloutConfig
 from qedmeg.settings import Settings
 
@@ -52,3 +53,5 @@ class ProcessConfig(Settings):
     rollout: RolloutConfig
     grader: GraderConfig
     advantage: AdvantageConfig
+    cache: CacheConfig | None = None
+    """None: groups are of the problems in their order."""

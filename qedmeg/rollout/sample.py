@@ -65,6 +65,18 @@ class Rollout:
 
 
 @dataclass(frozen=True)
+class GroupState:
+    """Of what state of the reasoning cache a group is."""
+
+    round: int
+    """From 1; the round after the last begins with the last summary."""
+    age: int
+    """Weight versions between the state and the beginning of its group."""
+    summary_tokens: int | None
+    """Of the summary that led to it; None in round 1, and where there was nothing to summarise."""
+
+
+@dataclass(frozen=True)
 class Group:
     """The rollouts of one prompt that were graded, at least two."""
 
@@ -73,6 +85,28 @@ class Group:
     problem: str
     """Id of the problem."""
     rollouts: tuple[Rollout, ...]
+    state: GroupState | None = None
+    """With the reasoning cache: of what state it is."""
+
+
+@dataclass(frozen=True)
+class Credited:
+    """A summary with what it brought."""
+
+    sample: Sample
+    reward: float
+    """Mean reward of its state's group, less that of the state before: between −1 and 1."""
+
+
+@dataclass(frozen=True)
+class SummaryGroup:
+    """The summaries of one reasoning, which are compared with each other."""
+
+    state: int
+    """Id of the state that the reasoning began with."""
+    before: float
+    """Mean reward of that state's group."""
+    rollouts: tuple[Credited, ...]
 
 
 @dataclass(frozen=True)
@@ -83,3 +117,5 @@ class Batch:
     groups: tuple[Group, ...]
     stats: dict[str, float]
     """Seconds and counts, for the log: see `qedmeg.rollout.schedule`."""
+    summaries: tuple[SummaryGroup, ...] = ()
+    """With the reasoning cache, where summaries are trained: those of which this step has the last group."""

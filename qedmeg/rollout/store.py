@@ -19,16 +19,16 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TextIO, get_args
+from typing import Any, Literal, TextIO, get_args
 
 import numpy as np
-from pydantic import TypeAdapter
 
 from qedmeg.errors import UserError
 from qedmeg.grading.grade import Failed, Grade, Graded
-from qedmeg.rollout.sample import Batch, Group, Rollout, Sample
+from qedmeg.rollout.sample import Batch, Group, Sample
+from qedmeg.rollout.stored_credits import read_states, read_summaries
+from qedmeg.rollout.stored_rows import GRADE, StoredGroup, encodable, ints, read_rollouts, sample_columns, used
 
 STORE_FILE = "rollouts.sqlite"
 LOCK_SECONDS = 30.0
@@ -61,40 +61,6 @@ CREATE TABLE IF NOT EXISTS steps (
     step INTEGER PRIMARY KEY, last_rollout INTEGER NOT NULL, last_grade INTEGER NOT NULL, stats TEXT NOT NULL
 );
 """
-# The newest attempt of each place, with the grade that counts.
-_ROLLOUTS = """
-SELECT r.id, r.place, r.attempt, r.token_ids, r.logprobs, r.versions, r.finish_reason, g.grade, r.too_old, r.proof
-FROM rollouts r LEFT JOIN grades g ON g.rollout = r.id AND g.counts
-WHERE r."group" = ? AND r.attempt = (
-    SELECT max(attempt) FROM rollouts n WHERE n."group" = r."group" AND n.place = r.place
-)
-ORDER BY r.place
-"""
-_GRADE: TypeAdapter[Grade] = TypeAdapter(Graded | Failed)
-
-
-@dataclass(frozen=True, eq=False)
-class StoredRollout:
-    """A place's newest rollout, graded or not."""
-
-    id: int
-    place: int
-    attempt: int
-    sample: Sample
-    grade: Grade | None
-    too_old: bool
-    """It lagged too far behind when its step came, and is left out."""
-    proof: str | None
-    """The text that is graded. None: the answer holds no proof."""
-
-
-@dataclass(frozen=True, eq=False)
-class StoredGroup:
-    """A group that no step has used yet."""
-
-    id: int
-    size: int
-    rollouts: tuple[StoredRollout, ...]
 
 
 class Store:
@@ -145,28 +111,25 @@ class Store:
         rows = self._database.execute(
             "SELECT id, prompt, size FROM groups WHERE state IN ('open', 'ready') ORDER BY id"
         ).fetchall()
-        return [StoredGroup(id, size, _read_rollouts(self._database, id, prompt)) for id, prompt, size in rows]
+        return [StoredGroup(id, size, read_rollouts(self._database, id, prompt)) for id, prompt, size in rows]
 
     def begin_group(self, group: int, problem: str, prompt_P: np.ndarray, size: int) -> None:
         """A group of `size` places is open from now on."""
-        self._write(
-            "INSERT INTO groups (id, problem, prompt, size) VALUES (?, ?, ?, ?)", group, problem, _ints(prompt_P), size
+        self.write(
+            "INSERT INTO groups (id, problem, prompt, size) VALUES (?, ?, ?, ?)", group, problem, ints(prompt_P), size
         )
 
     def add_sample(self, group: int, place: int, attempt: int, sample: Sample, proof: str | None) -> int:
         """Keep what was generated; the id of the rollout."""
-        return self._write(
-            'INSERT INTO rollouts ("group", place, attempt, tokens, finish_reason, versions, proof, token_ids, '
-            "logprobs) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        return self.write(
+            'INSERT INTO rollouts ("group", place, attempt, tokens, proof, token_ids, logprobs, versions, '
+            "finish_reason) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             group,
             place,
             attempt,
             len(sample.tokens_T),
-            sample.finish_reason,
-            json.dumps(sample.versions),
-            _encodable(proof),
-            _ints(sample.tokens_T),
-            np.ascontiguousarray(sample.logprobs_T, dtype="<f4").tobytes(),
+            encodable(proof),
+            *sample_columns(sample),
         )
 
     def add_grade(self, rollout: int, grade: Grade, *, counts: bool = True) -> None:
@@ -174,7 +137,7 @@ class Store:
         paid is kept. A rollout's second grade that counts is an sqlite3.IntegrityError."""
         graded = grade if isinstance(grade, Graded) else None
         cost = grade.cost
-        self._write(
+        self.write(
             "INSERT INTO grades (rollout, counts, points, points_of, failure, requests, prompt_tokens, "
             "completion_tokens, money, grade) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             rollout,
@@ -186,7 +149,7 @@ class Store:
             cost.prompt_tokens,
             cost.completion_tokens,
             str(cost.money),
-            _GRADE.dump_json(grade).decode(errors="replace"),
+            GRADE.dump_json(grade).decode(errors="replace"),
         )
 
     def withdraw_grades(self, grader: str, also: str) -> int:
@@ -202,15 +165,15 @@ class Store:
 
     def mark_too_old(self, rollout: int, step: int) -> None:
         """The rollout would lag too far behind in `step` and later."""
-        self._write("UPDATE rollouts SET too_old = ? WHERE id = ?", step, rollout)
+        self.write("UPDATE rollouts SET too_old = ? WHERE id = ?", step, rollout)
 
     def make_ready(self, group: int) -> None:
         """The group may be used."""
-        self._write("UPDATE groups SET state = 'ready' WHERE id = ?", group)
+        self.write("UPDATE groups SET state = 'ready' WHERE id = ?", group)
 
     def drop(self, group: int, reason: DropReason, step: int) -> None:
         """The group is not used: `step`, which was being filled, gets another in its place."""
-        self._write("UPDATE groups SET state = 'dropped', reason = ?, step = ? WHERE id = ?", reason, step, group)
+        self.write("UPDATE groups SET state = 'dropped', reason = ?, step = ? WHERE id = ?", reason, step, group)
 
     def dropped(self, step: int) -> dict[DropReason, list[int]]:
         """The groups dropped while a step was being filled."""
@@ -224,25 +187,21 @@ class Store:
         """Give a step its groups, for good: on the disk when this returns. Raises ValueError when a group is used."""
         with self._told_apart():
             self._database.execute("PRAGMA synchronous=FULL")
-            self._database.execute("BEGIN IMMEDIATE")
             try:
-                for group in groups:
-                    taken = self._database.execute(
-                        "UPDATE groups SET state = 'used', reason = NULL, step = ? WHERE id = ? AND state != 'used'",
-                        (step, group),
+                with self.transaction():
+                    for group in groups:
+                        taken = self._database.execute(
+                            "UPDATE groups SET state = 'used', reason = NULL, step = ? WHERE id = ? "
+                            "AND state != 'used'",
+                            (step, group),
+                        )
+                        if taken.rowcount != 1:
+                            raise ValueError(f"group {group} is used already, or there is none")
+                    self._database.execute(
+                        "INSERT INTO steps SELECT ?, (SELECT coalesce(max(id), 0) FROM rollouts), "
+                        "(SELECT coalesce(max(id), 0) FROM grades), ?",
+                        (step, json.dumps(dict(stats))),
                     )
-                    if taken.rowcount != 1:
-                        raise ValueError(f"group {group} is used already, or there is none")
-                self._database.execute(
-                    "INSERT INTO steps SELECT ?, (SELECT coalesce(max(id), 0) FROM rollouts), "
-                    "(SELECT coalesce(max(id), 0) FROM grades), ?",
-                    (step, json.dumps(dict(stats))),
-                )
-                self._database.execute("COMMIT")
-            except BaseException:
-                if self._database.in_transaction:  # a full disk has rolled it back already
-                    self._database.execute("ROLLBACK")
-                raise
             finally:
                 self._database.execute("PRAGMA synchronous=NORMAL")
 
@@ -295,10 +254,35 @@ class Store:
         with self._told_apart():
             self._database.executemany("INSERT OR IGNORE INTO identity VALUES (?, ?)", identity.items())
 
-    def _write(self, statement: str, *values: object) -> int:
-        """Run one statement, which is a transaction of its own; the id of the row that it inserted."""
+    def add_tables(self, schema: str) -> None:
+        """Make further tables, where there are none yet."""
+        with self._told_apart():
+            self._database.executescript(schema)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """What is written within is kept as a whole or not at all; within another it is part of that."""
+        if self._database.in_transaction:
+            yield
+            return
+        with self._told_apart():
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._database.execute("COMMIT")
+            except BaseException:
+                if self._database.in_transaction:  # a full disk has rolled it back already
+                    self._database.execute("ROLLBACK")
+                raise
+
+    def write(self, statement: str, *values: object) -> int:
+        """Run one statement, which is a transaction of its own or part of one; the id of the row that it inserted."""
         with self._told_apart():
             return self._database.execute(statement, values).lastrowid or 0
+
+    def read(self, query: str, *values: object) -> list[Any]:
+        """The rows that a query finds."""
+        return self._database.execute(query, values).fetchall()
 
     @contextmanager
     def _told_apart(self) -> Iterator[None]:
@@ -322,41 +306,15 @@ def read_batch(path: Path, step: int) -> Batch:
         groups = database.execute(
             "SELECT id, problem, prompt FROM groups WHERE step = ? AND state = 'used' ORDER BY id", (step,)
         ).fetchall()
+        states = read_states(database, step)
+        summaries = read_summaries(database, step)
         made = tuple(
-            Group(id, problem, tuple(_used(_read_rollouts(database, id, prompt)))) for id, problem, prompt in groups
+            Group(id, problem, tuple(used(read_rollouts(database, id, prompt))), states.get(id))
+            for id, problem, prompt in groups
         )
     lags = [step - rollout.sample.oldest_version for group in made for rollout in group.rollouts]
-    return Batch(step, made, json.loads(row[0]) | {"lag_mean": sum(lags) / len(lags), "lag_max": max(lags)})
-
-
-def _used(rollouts: Sequence[StoredRollout]) -> Iterator[Rollout]:
-    for rollout in rollouts:
-        if isinstance(rollout.grade, Graded) and not rollout.too_old:
-            yield Rollout(rollout.id, rollout.sample, rollout.grade, rollout.attempt)
-
-
-def _read_rollouts(database: sqlite3.Connection, group: int, prompt: bytes) -> tuple[StoredRollout, ...]:
-    prompt_P = np.frombuffer(prompt, dtype="<i4").copy()
-    return tuple(
-        StoredRollout(
-            id=id,
-            place=place,
-            attempt=attempt,
-            sample=Sample(
-                prompt_P=prompt_P,
-                tokens_T=np.frombuffer(token_ids, dtype="<i4").copy(),  # torch wants arrays that it may write to
-                logprobs_T=np.frombuffer(logprobs, dtype="<f4").copy(),
-                versions=tuple((version, first) for version, first in json.loads(versions)),
-                finish_reason=finish_reason,
-            ),
-            grade=None if grade is None else _GRADE.validate_json(grade),
-            too_old=too_old is not None,
-            proof=proof,
-        )
-        for id, place, attempt, token_ids, logprobs, versions, finish_reason, grade, too_old, proof in database.execute(
-            _ROLLOUTS, (group,)
-        )
-    )
+    stats = json.loads(row[0]) | {"lag_mean": sum(lags) / len(lags), "lag_max": max(lags)}
+    return Batch(step, made, stats, summaries)
 
 
 def _reader(path: Path) -> sqlite3.Connection:
@@ -388,12 +346,3 @@ def _locked(path: Path) -> TextIO:
     file.write(f"{os.getpid()}\n")
     file.flush()
     return file
-
-
-def _ints(values: np.ndarray) -> bytes:
-    return np.ascontiguousarray(values, dtype="<i4").tobytes()
-
-
-def _encodable(text: str | None) -> str | None:
-    """The text without lone surrogates, which are no UTF-8."""
-    return None if text is None else text.encode("utf-8", errors="replace").decode("utf-8")

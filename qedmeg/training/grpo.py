@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from qedmeg import parallel
 from qedmeg.config import ModelConfig
+from qedmeg.config_rc import RCConfig
 from qedmeg.config_rl import GRPOConfig, RLConfig
 from qedmeg.data.loader import Placement
 from qedmeg.data.prompts import PromptSet, load_prompts
@@ -20,13 +21,15 @@ from qedmeg.errors import EXIT_REQUEUE, UserError
 from qedmeg.monitor.budget import TimeBudget
 from qedmeg.monitor.metrics import TIME_PREFIX, MetricsLogger, rl_note
 from qedmeg.monitor.rollout_metrics import batch_metrics, loss_metrics, waiting
-from qedmeg.rollout.sample import Batch, Group
+from qedmeg.rollout.sample import Batch, Group, SummaryGroup
+from qedmeg.rollout.state_prompts import make_state_prompts
+from qedmeg.rollout.states import chains_of_a_version
 from qedmeg.settings import save_config
 from qedmeg.training import checkpoint
 from qedmeg.training.logprobs import token_logprobs
 from qedmeg.training.losses import LossSums
 from qedmeg.training.policy import Policy, placement
-from qedmeg.training.rollout_batch import PackedRollouts, minibatches, pack_rollouts, train_on
+from qedmeg.training.rollout_batch import PackedRollouts, minibatches, pack_rollouts, train_on, trained_summaries
 from qedmeg.training.rollout_source import RolloutSource
 from qedmeg.training.rollout_step import Baselines, rollout_gradients
 from qedmeg.training.start import Start, StopRequest, load_weights, read_start
@@ -35,12 +38,20 @@ from qedmeg.training.start import Start, StopRequest, load_weights, read_start
 def train(config: GRPOConfig) -> int:
     """Run, or go on with, the reinforcement learning that `config` describes; the process's exit status.
 
+    An `RCConfig` takes its prompts from the reasoning cache.
+
     Raises:
         UserError: settings, problems or checkpoint do not fit; before anything is generated.
     """
     start = read_start(config)
     tokenizer = start.tokenizer(config.data.tokenizer, config.data.chat_template)
     prompts = load_prompts(config.data, tokenizer, longest_prompt(config, start))
+    label = "GRPO"
+    if isinstance(config, RCConfig):
+        label = "RC"
+        make_state_prompts(
+            tokenizer, prompts, config.data, config.rollout, config.cache, start.model.max_positions
+        )  # raises where there is no room for them
     stop = StopRequest()
     parallel.initialize(start.parallelism, config.seed)
     state = start.training_state(
@@ -59,9 +70,9 @@ def train(config: GRPOConfig) -> int:
     if is_main:
         config.run_dir.mkdir(parents=True, exist_ok=True)
         save_config(config, config.run_dir / "config.yaml")
-        announce("GRPO", config, start, prompts, first_step)
+        announce(label, config, start, prompts, first_step)
     checkpointer = checkpoint.Checkpointer(config.run_dir, config.checkpoint, start.hf_files, state)
-    logger = MetricsLogger(config.run_dir, "GRPO", first_step, config.max_steps, is_main=is_main, note=rl_note)
+    logger = MetricsLogger(config.run_dir, label, first_step, config.max_steps, is_main=is_main, note=rl_note)
     with RolloutSource(config, start.hf_files, state.policy, prompts) as rollouts:
         rollouts.publish(first_step)
         budget = TimeBudget()
@@ -69,7 +80,7 @@ def train(config: GRPOConfig) -> int:
             with budget("waited"):
                 batch = rollouts.batch(step)
             budget.divide("waited", waiting(batch))
-            metrics = batch_metrics(batch) | trainer.step(batch, budget)
+            metrics = batch_metrics(batch, config.rollout.max_lag) | trainer.step(batch, budget)
             with budget("transfer"):
                 metrics |= rollouts.publish(step + 1)
             seconds = budget.restart()
@@ -99,7 +110,15 @@ class Trainer:
 
     def step(self, batch: Batch, budget: TimeBudget) -> dict[str, float]:
         """An optimizer step on each of the batch's mini-batches; what to log."""
-        parts = [self._pack(groups) for groups in minibatches(batch.groups, self.config.minibatches)]
+        summaries = trained_summaries(batch, self.config.rollout.max_lag)
+        parts = [
+            self._pack(groups, written)
+            for groups, written in zip(
+                minibatches(batch.groups, self.config.minibatches),
+                minibatches(summaries, self.config.minibatches),
+                strict=True,
+            )
+        ]
         with budget("logprobs"):
             baselines = [self._baselines(part) for part in parts]
         with budget("train"):
@@ -108,10 +127,14 @@ class Trainer:
         metrics = loss_metrics(sum(updates[1:], updates[0]), len(updates))
         return metrics | {"grad_norm": optimizer.grad_norm, "lr": float(optimizer.param_groups[0]["lr"])}
 
-    def _pack(self, groups: Sequence[Group]) -> tuple[PackedRollouts, ...]:
+    def _pack(self, groups: Sequence[Group], summaries: Sequence[SummaryGroup]) -> tuple[PackedRollouts, ...]:
         config = self.config
         other_terms = config.loss.kl_coef > 0 or config.loss.entropy_coef > 0
         trained = train_on(groups, config.rollout.max_tokens, config.advantage, keep_zero=other_terms)
+        if isinstance(config, RCConfig) and summaries:
+            # the penalty is for long answers, and counts from their limit
+            credit = config.advantage.model_copy(update={"overlong_penalty": 0.0})
+            trained += train_on(summaries, config.cache.summary_tokens, credit, keep_zero=other_terms)
         return pack_rollouts(
             trained,
             config.data.tokens_per_microbatch,
@@ -211,3 +234,12 @@ def announce(label: str, config: RLConfig, start: Start, prompts: PromptSet, fir
         f"{', ' + sizes if sizes else ''}; {config.compute.precision}; {config.run_dir}",
         flush=True,
     )
+    if isinstance(config, RCConfig):
+        cache = config.cache
+        print(
+            f"chains: {chains_of_a_version(cache, data.prompts_per_step)} or more with each weight version, "
+            f"{cache.rounds} rounds of up to {cache.reason_tokens or rollout.max_tokens} tokens of reasoning and "
+            f"{cache.siblings} × {cache.summary_tokens} of summary; {cache.states_per_problem} states of a chain in a "
+            f"step, at most {cache.max_age} versions old",
+            flush=True,
+        )

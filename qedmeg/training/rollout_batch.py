@@ -6,6 +6,7 @@ Pure functions of lengths, rewards and token ids; every rank computes the same a
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -14,9 +15,28 @@ from qedmeg.config_rl import AdvantageConfig, LossConfig
 from qedmeg.data.chat import Document
 from qedmeg.data.loader import Placement, cut_step
 from qedmeg.data.packing import PackedBatch, make_batch
-from qedmeg.rollout.sample import Group, Sample
+from qedmeg.rollout.sample import Batch, Credited, Sample, SummaryGroup
+from qedmeg.rollout.schedule import is_too_old
 from qedmeg.training.advantages import group_advantages
 from qedmeg.training.losses import loss_weights
+
+T = TypeVar("T")
+
+
+class Rewarded(Protocol):
+    """A sample, and what it earned; None where its grade failed."""
+
+    @property
+    def sample(self) -> Sample: ...
+    @property
+    def reward(self) -> float | None: ...
+
+
+class Compared(Protocol):
+    """Samples of one prompt, which are compared with each other: a group of rollouts, or of summaries."""
+
+    @property
+    def rollouts(self) -> Sequence[Rewarded]: ...
 
 
 @dataclass(frozen=True)
@@ -39,6 +59,14 @@ class TrainedGroups:
     zero_variance: int
     """Groups that train nothing, since all their rewards are the same."""
 
+    def __add__(self, other: "TrainedGroups") -> "TrainedGroups":
+        return TrainedGroups(
+            self.samples + other.samples,
+            self.sequences + other.sequences,
+            self.tokens + other.tokens,
+            self.zero_variance + other.zero_variance,
+        )
+
 
 @dataclass(frozen=True)
 class PackedRollouts(PackedBatch):
@@ -52,7 +80,7 @@ class PackedRollouts(PackedBatch):
     """float32: from `loss_weights`."""
 
 
-def train_on(groups: Sequence[Group], max_tokens: int, config: AdvantageConfig, *, keep_zero: bool) -> TrainedGroups:
+def train_on(groups: Sequence[Compared], max_tokens: int, config: AdvantageConfig, *, keep_zero: bool) -> TrainedGroups:
     """The advantages of each group's graded rollouts; failed grades are in no baseline and train nothing.
 
     Args:
@@ -175,7 +203,19 @@ def _documents(
     return documents, follows, answers
 
 
-def minibatches(groups: Sequence[Group], count: int) -> list[Sequence[Group]]:
+def trained_summaries(batch: Batch, max_lag: int) -> list[SummaryGroup]:
+    """The summaries of a batch, without those whose weights lag more than `max_lag` versions behind its step."""
+    return [
+        SummaryGroup(group.state, group.before, tuple(one for one in group.rollouts if _is_young(one, batch, max_lag)))
+        for group in batch.summaries
+    ]
+
+
+def _is_young(one: Credited, batch: Batch, max_lag: int) -> bool:
+    return not is_too_old(one.sample.oldest_version, batch.step, max_lag)
+
+
+def minibatches(groups: Sequence[T], count: int) -> list[Sequence[T]]:
     """The groups in `count` parts, in order, whose sizes differ by at most one."""
     bounds = np.linspace(0, len(groups), count + 1).round().astype(int).tolist()
     return [groups[start:stop] for start, stop in itertools.pairwise(bounds)]

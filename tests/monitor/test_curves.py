@@ -109,3 +109,11 @@ def test_text_in_a_plot_is_text() -> None:
     parser.feed(drawn)
     assert "script" not in parser.found
     assert "&lt;script&gt;" in drawn
+
+
+def test_rewards_by_round_of_the_reasoning_cache_are_curves_of_one_plot() -> None:
+    logged = {f"reward_by_round/{round}": 0.1 * round for round in (1, 2, 4)}
+    (plot,) = curves.plots(curves.series_of(lines(3, **logged)))
+    assert plot.title == "Reward by round of the state"
+    told = [(name, last) for name, _, last in plot.legend]
+    assert told == [("round 1", "0.1"), ("round 2", "0.2"), ("round 4", "0.4")]

@@ -12,14 +12,19 @@ from typing import Any
 import numpy as np
 
 from qedmeg.config import GraderConfig, ModelConfig
+from qedmeg.config_rc import CacheConfig, RCConfig
 from qedmeg.config_rl import GRPOConfig, ProblemConfig, RolloutConfig
 from qedmeg.data.prompts import PromptSet, load_prompts
 from qedmeg.data.tokenizer import Tokenizer, load_tokenizer
 from qedmeg.grading.grade import Graded
 from qedmeg.rollout.collect import Collector
+from qedmeg.rollout.prompt_source import ProblemOrder, PromptSource
 from qedmeg.rollout.protocol import ProcessConfig
 from qedmeg.rollout.sample import Batch
+from qedmeg.rollout.state_prompts import make_state_prompts
+from qedmeg.rollout.state_source import StateSource
 from qedmeg.rollout.store import STORE_FILE, Store, read_batch
+from qedmeg.rollout.summariser import Summariser
 from tests.checkpoints import make_checkpoint
 from tests.data.conftest import PLAIN, save_byte_level
 from tests.rollout.scripted import (
@@ -57,6 +62,13 @@ class Setting:
             grader=GraderConfig(),
         )
 
+    def rc_config(self, run_dir: Path, cache: dict[str, Any], *, prompts: int = 4, **rollout: Any) -> RCConfig:
+        """The same from states of the reasoning cache."""
+        grpo = self.config(run_dir, **rollout)
+        sections = {name: getattr(grpo, name) for name in type(grpo).model_fields}
+        sections["data"] = grpo.data.model_copy(update={"prompts_per_step": prompts})
+        return RCConfig(**sections, cache=CacheConfig(**({"rounds": 2, "summary_tokens": 60} | cache)))
+
 
 def make_setting(folder: Path) -> Setting:
     """Write a model folder (random weights, a byte-level tokenizer) and rows of embedded problems."""
@@ -87,7 +99,9 @@ class Run:
 
 
 @asynccontextmanager
-async def running(setting: Setting, config: GRPOConfig, script: Script) -> AsyncIterator[Run]:
+async def running(
+    setting: Setting, config: GRPOConfig, script: Script, summariser: Summariser | None = None
+) -> AsyncIterator[Run]:
     """A collector over the run folder of `config`."""
     folder = config.run_dir
     told = ProcessConfig(
@@ -97,13 +111,20 @@ async def running(setting: Setting, config: GRPOConfig, script: Script) -> Async
         rollout=config.rollout,
         grader=config.grader,
         advantage=config.advantage,
+        cache=getattr(config, "cache", None),
     )
     store = Store(folder / STORE_FILE, {"data.seed": "5"})
     by_statement = {problem.statement: problem for problem in problems()}
     fleet = ScriptedFleet(script, appender(folder / GENERATED_FILE), setting.tokenizer, by_statement)
     grader = ScriptedGrader(script, appender(folder / GRADED_FILE))
     said: list[str] = []
-    collector = Collector(told, setting.prompts, setting.tokenizer, fleet, grader, store, said.append)
+    source: PromptSource = ProblemOrder(setting.prompts, config.data.seed)
+    if told.cache is not None:
+        asks = make_state_prompts(
+            setting.tokenizer, setting.prompts, told.data, told.rollout, told.cache, context=10_000
+        )
+        source = StateSource(told, setting.prompts, asks, fleet, store, summariser, said.append)
+    collector = Collector(told, source, setting.tokenizer, fleet, grader, store, said.append)
     work = asyncio.create_task(collector.run())
     run = Run(collector, fleet, grader, store, said)
     driver = asyncio.current_task()
@@ -143,9 +164,11 @@ def content(batches: Sequence[Batch]) -> list[Any]:
             (
                 group.id,
                 group.problem,
+                group.state,
                 [
                     (
                         rollout.attempt,
+                        rollout.sample.prompt_P.tobytes(),
                         rollout.sample.tokens_T.tobytes(),
                         rollout.sample.logprobs_T.tobytes(),
                         rollout.sample.versions,
@@ -155,6 +178,10 @@ def content(batches: Sequence[Batch]) -> list[Any]:
                 ],
             )
             for group in batch.groups
+        ]
+        + [
+            [(one.sample.prompt_P.tobytes(), one.sample.tokens_T.tobytes(), one.reward) for one in summaries.rollouts]
+            for summaries in batch.summaries
         ]
         for batch in batches
     ]

@@ -120,8 +120,10 @@ class ScriptedFleet:
         )
 
     def _text(self, draw: random.Random, prompt: str) -> str:
-        statement = prompt.split("user\n")[1].split("<|im_end|>")[0]
-        problem = self.problems[statement]
+        # of a state of the reasoning cache, the prompt holds more than the statement
+        problem = next(problem for statement, problem in self.problems.items() if statement in prompt)
+        if "Write notes on work" in prompt:
+            return f"Notes {draw.getrandbits(20)} on this: {'go on. ' * draw.randrange(1, 9)}"
         if random.Random(problem.id).random() < self.script.same:
             return reference_proof(problem)
         proof = demonstration(problem, draw, incomplete=0.6, drop=0.5)
@@ -201,8 +203,8 @@ def lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def kill_at(method: str, number: int, when: str) -> None:
-    original, calls = getattr(Store, method), [0]
+def kill_at(method: str, number: int, when: str, of: type = Store) -> None:
+    original, calls = getattr(of, method), [0]
 
     def wrapped(*arguments: Any, **named: Any) -> Any:
         calls[0] += 1
@@ -213,7 +215,7 @@ def kill_at(method: str, number: int, when: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
-    setattr(Store, method, wrapped)
+    setattr(of, method, wrapped)
 
 
 def main() -> int:
