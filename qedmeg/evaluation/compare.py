@@ -137,7 +137,7 @@ def show(found: Comparison, to: Console) -> None:
     """Print the comparison by level and category, and the problems that differ most."""
     sure = f"{CONFIDENCE:.0%}"
     title = f"{found.first} less {found.second} on {found.benchmark}, by {found.grader}; in % of 7 points"
-    by = table(title, ("of", "problems in common", found.first, found.second, "difference", sure, "p"))
+    by = table(title, ("of",), ("problems in common", found.first, found.second, "difference", sure, "p"))
     for group in (found.whole, *found.levels, *found.categories):
         apart = group.difference
         scores = number(group.first, ".1f", TO_PERCENT), number(group.second, ".1f", TO_PERCENT)
@@ -158,7 +158,7 @@ def show(found: Comparison, to: Console) -> None:
     if found.first_failed or found.second_failed:
         failed = f"{found.first_failed} of {found.first}, {found.second_failed} of {found.second}"
         to.print(f"attempts not graded, in no mean: {failed}")
-    most = table("the problems that differ most (points of 7)", ("problem", "of", found.first, found.second, "apart"))
+    most = table("the problems that differ most (points of 7)", ("problem", "of"), (found.first, found.second, "apart"))
     for one in found.problems[:MOST_APART]:
         each = (f"{fmean(points):.1f} ({_listed(points)})" for points in (one.first_points, one.second_points))
         of = ", ".join(filter(None, (one.level, one.category)))

@@ -28,11 +28,13 @@ def console() -> Console:
     return made
 
 
-def table(title: str, columns: Sequence[str]) -> Table:
-    """An empty table; all columns but the first hold numbers."""
+def table(title: str, names: Sequence[str], numbers: Sequence[str]) -> Table:
+    """An empty table: columns of names, then columns of numbers."""
     made = Table(title=title, title_justify="left")
-    for column in columns:
-        made.add_column(column, justify="left" if column == columns[0] else "right", overflow="fold")
+    for column in names:
+        made.add_column(column, overflow="fold")
+    for column in numbers:
+        made.add_column(column, justify="right", overflow="fold")
     return made
 
 

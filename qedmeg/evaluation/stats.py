@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from rich.console import Console
 
 from qedmeg.errors import UserError
@@ -19,6 +20,7 @@ from qedmeg.monitor.page import COLOURS, STYLE
 
 _SURE = f"{CONFIDENCE:.0%}"
 NOTE = (
+    "The mean is that of problems, each the mean (avg@k) of its k graded attempts. "
     f"{_SURE} of problems: where the mean over all problems of this kind lies. {_SURE} repeated: where it lies if the "
     "same problems were attempted and graded again. What is not graded is in no mean."
 )
@@ -35,11 +37,11 @@ def summaries(results: Results, names: Sequence[str], grader: str | None = None)
 
 def show(found: Sequence[Summary], to: Console) -> None:
     """Print a table of all runs, and of each its groups, what k attempts give, and where the noise comes from."""
-    columns = ("run", "model", "scaffold", "benchmark", "mean of 7", "%", f"{_SURE} of problems", f"{_SURE} repeated")
-    whole = table("runs", columns)
+    columns = ("attempts", "mean of 7", "%", f"{_SURE} of problems", f"{_SURE} repeated")
+    whole = table("runs", ("run", "model", "scaffold", "benchmark"), columns)
     for one in found:
         what = one.run, one.model, one.scaffold, one.benchmark
-        whole.add_row(*what, number(one.whole.mean), *_percents(one.whole))
+        whole.add_row(*what, str(one.samples), number(one.whole.mean), *_percents(one.whole))
     to.print(whole)
     to.print(NOTE)
     for one in found:
@@ -49,7 +51,7 @@ def show(found: Sequence[Summary], to: Console) -> None:
 
 def _show_run(one: Summary, to: Console) -> None:
     columns = ("problems", "graded", "failed", "missing", "mean of 7", "%", f"{_SURE} of problems", f"{_SURE} repeated")
-    by = table(f"{one.run}, by {one.grader or 'no grader'}", ("of", *columns, "tokens a problem"))
+    by = table(f"{one.run}, by {one.grader or 'no grader'}", ("of",), (*columns, "tokens a problem"))
     for group in (one.whole, *one.levels, *one.categories):
         counts = group.problems, group.graded, sum(group.failed.values()), group.missing
         tokens = number(group.cost.tokens_per_problem, ",.0f")
@@ -58,7 +60,7 @@ def _show_run(one: Summary, to: Console) -> None:
             by.add_section()
     to.print(by)
     passed = f"pass@k, % (≥ {one.pass_points:g} points)"
-    of_k = table("k attempts", ("k", "problems", "best@k of 7", f"{_SURE}", passed, f"{_SURE} "))
+    of_k = table("k attempts", ("k",), ("problems", "best@k of 7", f"{_SURE}", passed, f"{_SURE} "))
     for at in one.whole.at_k:
         best = number(at.best), interval(at.best_interval, ".2f")
         of_k.add_row(
@@ -139,6 +141,10 @@ def plot(found: Sequence[Summary], path: Path) -> None:
     right.set(xlabel="tokens a problem", ylabel="score, %")
     if right.lines:
         right.set_xscale("log")
+        right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        right.xaxis.set_major_formatter(lambda tokens, _: f"{tokens:,.0f}")
+        right.xaxis.set_minor_formatter(NullFormatter())
+        right.tick_params("x", labelrotation=20)
         right.margins(x=0.25, y=0.15)
     for place, name in enumerate(benchmarks):
         left.plot([], [], "o", color=COLOURS[place % len(COLOURS)], label=name)

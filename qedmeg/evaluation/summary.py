@@ -89,6 +89,8 @@ class Summary:
     scaffold: str
     grader: str | None
     other_graders: tuple[str, ...]
+    samples: int
+    """Attempts at each problem that were asked for."""
     pass_points: float
     whole: Group
     levels: tuple[Group, ...]
@@ -120,6 +122,7 @@ def summarize(scored: ScoredRun, pass_points: float = PASS_POINTS) -> Summary:
         scaffold=scored.run.scaffold,
         grader=scored.grader,
         other_graders=scored.others,
+        samples=asked,
         pass_points=pass_points,
         whole=_group("all", problems, asked, pass_points),
         levels=tuple(_group(*one, asked, pass_points) for one in grouped(problems, "level")),

@@ -27,6 +27,7 @@ from qedmeg.evaluation.stats import summaries
 from qedmeg.evaluation.summary import Summary
 
 SINGLE = "single"
+NAMES = ("model", "scaffold")
 Place = tuple[str, str]
 """Model and scaffold: a row of the main table."""
 
@@ -107,7 +108,9 @@ def paper_tables(found: Sequence[Summary], named: Mapping[str, str]) -> Tables:
             )
     published = {(row.model, row.scaffold): row.scores for row in MAIN_TABLE}
     names = {benchmark.name for benchmark in BENCHMARKS}
-    places = [*published, *dict.fromkeys(place for place, on in runs if on in names and place not in published)]
+    places = list(dict.fromkeys([*published, *(place for place, on in runs if on in names)]))
+    models = list(dict.fromkeys(model for model, _ in places))
+    places.sort(key=lambda place: models.index(place[0]))
     rows = []
     for place in places:
         scores = tuple(published.get(place, {}).get(benchmark.name) for benchmark in BENCHMARKS)
@@ -159,17 +162,17 @@ def _in_percent(spread: Interval | None) -> Interval | None:
 
 
 def _scaffold_rows(runs: Mapping[Place, Summary]) -> list[ScaffoldRow]:
-    """By model the single turn first, then as published, then others."""
+    """Of models that were run in a scaffold, and of QED-Nano: the single turn first, then as published, then others."""
     costs = {(QED_NANO, cost.scaffold): cost for cost in SCAFFOLD_TABLE}
     scores = {(row.model, row.scaffold): row.scores.get(PROOFS.name) for row in MAIN_TABLE}
     order = [cost.scaffold for cost in SCAFFOLD_TABLE]
-    models = list(dict.fromkeys([QED_NANO, *(model for model, _ in runs)]))
+    models = [QED_NANO, *sorted({model for model, scaffold in runs if scaffold != SINGLE} - {QED_NANO})]
 
     def rank(place: Place) -> tuple[int, int]:
         return models.index(place[0]), order.index(place[1]) if place[1] in order else len(order)
 
     rows = []
-    for place in sorted(dict.fromkeys([*costs, *runs]), key=rank):
+    for place in sorted((place for place in {**costs, **runs} if place[0] in models), key=rank):
         run, single, cost = runs.get(place), runs.get((place[0], SINGLE)), costs.get(place)
         score = scores.get(place) or (Score(cost.percent, None, "arXiv 2604.04898") if cost else None)
         tokens = run.whole.cost.tokens_per_problem if run else None
@@ -185,21 +188,24 @@ def _scaffold_rows(runs: Mapping[Place, Summary]) -> list[ScaffoldRow]:
 def show(found: Tables, to: Console) -> None:
     """Print both tables."""
     sure = f"{CONFIDENCE:.0%}"
-    main = table("main table, % of full marks", ("model", "scaffold", *(benchmark.title for benchmark in BENCHMARKS)))
+    main = table("main table, % of full marks", NAMES, [benchmark.title for benchmark in BENCHMARKS])
     main.show_lines = True
     for row in found.main:
         cells = zip(row.cells, row.published, strict=True)
         main.add_row(row.model, row.scaffold, *(_shown(cell, score) for cell, score in cells))
     to.print(main)
-    columns = ("model", "scaffold", "score", "tokens a problem", "ratio", "published", "tokens ", "ratio ")
-    by = table("scaffolds on IMO-ProofBench", columns)
+    columns = ("score, %", sure, "tokens a problem", "ratio", "published", "difference", "inside", "tokens", "ratio ")
+    by = table("scaffolds on IMO-ProofBench", NAMES, columns)
     for one in found.scaffolds:
-        here = number(one.tokens_per_problem, ",.0f"), number(one.ratio)
-        there = ("-", "-", "-")
+        here, there = ["-"] * 4, ["-"] * 5
+        if one.cell:
+            tokens = number(one.tokens_per_problem, ",.0f"), number(one.ratio)
+            here = [_score(one.cell), interval(one.cell.interval), *tokens]
+            there[1:3] = number(one.cell.difference, "+.1f"), _inside(one.cell.in_interval) or "-"
         if one.published:
-            cost = one.published
-            there = f"{cost.percent:.1f}", f"{cost.tokens_per_problem:,}", f"{cost.ratio:.2f}"
-        by.add_row(one.model, one.scaffold, _score(one.cell) if one.cell else "-", *here, *there)
+            there[0] = f"{one.published.percent:.1f}"
+            there[3:] = f"{one.published.tokens_per_problem:,}", f"{one.published.ratio:.2f}"
+        by.add_row(one.model, one.scaffold, *here, *there)
     to.print(by)
     to.print(
         f"In brackets the deviation of attempts' means; [low, high]: {sure} over problems of this kind; repeated: "

@@ -117,13 +117,15 @@ def test_the_command_shows_and_writes(small, tmp_path, monkeypatch, capsys):
         assert text in shown, shown
     one, two, nothing = json.loads((tmp_path / "out/stats.json").read_text())
     assert one["whole"]["failed"] == {"timeout": 2, "refused": 1}
-    assert one["pass_points"] == 6
+    assert (one["pass_points"], one["samples"], two["samples"]) == (6, 2, 3)
     assert two["whole"]["interval"]["low"] < two["whole"]["mean"] < two["whole"]["interval"]["high"]
     assert two["bootstrap"]["low"] == pytest.approx(two["whole"]["interval"]["low"], abs=0.2)
     assert nothing["whole"]["mean"] is None
     drawn = (tmp_path / "out/stats.svg").read_text()
     assert drawn.count("<svg") == 1
     assert drawn.count("[red]two$x$") >= 2
+    assert "mathdefault" not in drawn  # mathematics is off: tokens are plain numbers
+    assert ">5,000<" in drawn
     assert not list((tmp_path / "out").glob("*.partial"))
 
 
