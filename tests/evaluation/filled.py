@@ -10,8 +10,8 @@ from qedmeg.evaluation.results import Attempt, EvaluationRun, Results, StoredGra
 from qedmeg.grading.grade import Cost, Failed, Grade, Graded
 from qedmeg.grading.grader import ProofProblem
 
-Grades = dict[tuple[int, int], list[Grade]]
-"""By problem and sample: the grade that counts, and regrades."""
+Grades = dict[tuple[int, int], list[Grade | None]]
+"""By problem and sample: the grade that counts, and regrades; None for one that is not there."""
 
 
 def problems(count: int, *, statement: str = "Prove it.") -> list[BenchmarkProblem]:
@@ -61,7 +61,8 @@ def add_run(
                 attempts.append(Attempt(one.id, sample, "x", ended, tokens + sample, *costs))
         for grader, by_attempt in graders.items():
             for (n, sample), given in by_attempt.items():
-                grades += [StoredGrade(asked[n].id, sample, grader, m, grade) for m, grade in enumerate(given)]
+                kept = [(m, grade) for m, grade in enumerate(given) if grade is not None]
+                grades += [StoredGrade(asked[n].id, sample, grader, m, grade) for m, grade in kept]
         await asyncio.gather(*(results.add_attempt(run.name, one) for one in attempts))
         await asyncio.gather(*(results.add_grade(run.name, one) for one in grades))
 

@@ -76,7 +76,9 @@ def test_the_transformation_is_solved_for():
 
 def test_intervals_stay_on_the_scale_and_are_mirrored_with_it():
     low, high = mean_interval(SKEWED), mean_interval([7 - value for value in SKEWED])
-    assert low.low >= 0
+    nearly_none = [0.0] * 9 + [0.5]  # unbounded it begins below 0
+    assert mean_interval(nearly_none, lowest=-math.inf).low < 0
+    assert mean_interval(nearly_none).low == 0
     assert (7 - high.high, 7 - high.low) == (pytest.approx(low.low), pytest.approx(low.high))
 
 

@@ -82,6 +82,22 @@ def test_graders_are_kept_apart(small):
     assert (other.whole.mean, other.whole.missing, other.other_graders) == (1, 7, ("judge",))
 
 
+def test_regrades_alone_neither_score_nor_choose_the_grader(tmp_path):
+    counted = {(0, 0): [graded(3)], (0, 1): [graded(3)]}
+    regraded = {(0, 0): [graded(7), graded(7), graded(7)], (0, 1): [None, graded(7)]}
+    add_run(tmp_path / "r", run_of("one"), problems(1), {"judge": counted, "again": regraded})
+    assert summary(tmp_path / "r").grader == "judge"  # two grades that count against one, though fewer in all
+    again = summary(tmp_path / "r", "again").whole
+    assert (again.graded, again.missing) == (1, 1)
+
+
+def test_k_attempts_are_over_problems_that_have_so_many(tmp_path):
+    grades = {(0, 0): [graded(1)], (1, 0): [graded(0)], (1, 1): [graded(6)], (2, 0): [graded(7)]}
+    add_run(tmp_path / "r", run_of("one"), problems(3), {"judge": grades})
+    second = summary(tmp_path / "r").whole.at_k[1]
+    assert (second.k, second.problems, second.best, second.passed) == (2, 1, 6, 1)
+
+
 def test_all_problems_of_one_level_are_no_group(tmp_path):
     asked = problems(4)[:2]
     add_run(tmp_path / "r", run_of("one"), asked, {"judge": by_rule(lambda n, sample: n, 2, 2)})
