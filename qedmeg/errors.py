@@ -19,6 +19,14 @@ class UserError(Exception):
     """
 
 
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What went wrong first of all that the tasks of a group raised."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 def near_miss(name: str, known: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the known name nearest to `name`, or an empty string when none is near."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

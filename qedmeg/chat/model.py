@@ -9,8 +9,7 @@ from qedmeg.chat.client import Client, GaveUpError
 from qedmeg.chat.endpoint import Answer
 from qedmeg.config import EndpointConfig
 from qedmeg.reasoning.call import Call, CallLog, ModelFailedError, Reply
-
-THINK, END_OF_THINK = "<think>", "</think>"
+from qedmeg.thinking import split_thinking
 
 
 class ServedModel:
@@ -48,20 +47,6 @@ def _read(answer: Answer) -> tuple[str, str, bool]:
     """Final message, thinking, and whether it was cut off."""
     thinking, text = split_thinking(answer.content)
     return text, "\n\n".join(part for part in (answer.thinking, thinking) if part), answer.cut_off
-
-
-def split_thinking(content: str) -> tuple[str, str]:
-    """The thinking and the final message of a text that may hold both: what stands before the last `</think>` is
-    thinking, and all of a text is that begins with `<think>` and never ends it.
-
-    >>> split_thinking("<think>Hm.</think>Clear.")
-    ('Hm.', 'Clear.')
-    """
-    thinking, mark, text = content.rpartition(END_OF_THINK)
-    if not mark:
-        begun = content.lstrip().startswith(THINK)
-        thinking, text = (content, "") if begun else ("", content)
-    return thinking.strip().removeprefix(THINK).strip(), text.strip()
 
 
 def _name(config: EndpointConfig) -> str:

@@ -15,6 +15,7 @@ from qedmeg.data.sources import open_sources
 from qedmeg.data.tokenizer import Tokenizer
 from qedmeg.errors import UserError
 from qedmeg.grading.grader import ProofProblem
+from qedmeg.thinking import THINK
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +117,7 @@ def _refuse_long_prompts(
 
 
 def _refuse_opened_thought(tokens_P: npt.NDArray[np.int32], tokenizer: Tokenizer) -> None:
-    if tokenizer.decode(tokens_P.tolist()).rstrip().endswith("<think>"):
+    if tokenizer.decode(tokens_P.tolist()).rstrip().endswith(THINK):
         raise UserError(
             f"{tokenizer.name}: the chat template's generation prompt ends with <think>, and what is thought would "
             "be graded as proof; set data.thinking=true, or give another template with data.chat_template"

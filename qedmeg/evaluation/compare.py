@@ -205,6 +205,16 @@ def read_both(
     return read_run(*first, grader), read_run(*second, grader)
 
 
+def tell(found: Comparison, out: Path | None) -> None:
+    """Print a comparison; with a folder write compare.json and compare.svg there too."""
+    show(found, console())
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "compare.json", found)
+        plot(found, out / "compare.svg")
+        print(f"wrote {out / 'compare.json'} and compare.svg")
+
+
 def main() -> int:
     """Compare two runs from the command line."""
     parser = argparse.ArgumentParser(
@@ -223,10 +233,5 @@ def main() -> int:
     there = here if arguments.other is None else open_results(arguments.other)
     first, second = ((at, find_run(at, name)) for at, name in zip((here, there), arguments.runs, strict=True))
     found = compare(*read_both(first, second, arguments.grader))
-    show(found, console())
-    if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        write_json(arguments.out / "compare.json", found)
-        plot(found, arguments.out / "compare.svg")
-        print(f"wrote {arguments.out / 'compare.json'} and compare.svg")
+    tell(found, arguments.out)
     return 0

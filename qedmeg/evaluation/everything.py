@@ -11,7 +11,6 @@ from qedmeg.evaluation.grade import add_arguments as add_grading_arguments
 from qedmeg.evaluation.grade import grade_runs, read_grader
 from qedmeg.evaluation.run import add_arguments, answer, begun, prepared, say
 from qedmeg.evaluation.scores import find_run
-from qedmeg.evaluation.show import console, write_json
 from qedmeg.settings import describe
 
 
@@ -32,23 +31,13 @@ def main() -> int:
     parser.add_argument("--report", type=Path, help="folder for JSON files and plots (default: none are written)")
     arguments = parser.parse_args()
     todo, grader = prepared(arguments), read_grader(arguments)
-    name, report = todo.run.name, arguments.report
-    if report is not None:
-        report.mkdir(parents=True, exist_ok=True)
+    name = todo.run.name
     with closing(begun(arguments.out)) as results:
         against = None if arguments.against is None else find_run(results, arguments.against)
         status = say(asyncio.run(answer(results, todo)), todo.run)
         status = max(status, asyncio.run(grade_runs(results, [name], grader, arguments)))
-        found = stats.summaries(results, [name], None)
-        stats.show(found, console())
-        if report is not None:
-            write_json(report / "stats.json", found)
-            stats.plot(found, report / "stats.svg")
+        stats.tell(stats.summaries(results, [name], None), arguments.report)
         if against is not None:
             both = (results, find_run(results, name)), (results, against)
-            compared = compare.compare(*compare.read_both(*both, None))
-            compare.show(compared, console())
-            if report is not None:
-                write_json(report / "compare.json", compared)
-                compare.plot(compared, report / "compare.svg")
+            compare.tell(compare.compare(*compare.read_both(*both, None)), arguments.report)
     return status

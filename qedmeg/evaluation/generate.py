@@ -1,12 +1,12 @@
 """Answers to a benchmark's problems, by a model or by a scaffold over models, each kept as soon as it is there."""
 
-import asyncio
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from qedmeg.evaluation.problem import BenchmarkProblem
 from qedmeg.evaluation.results import Attempt, Results
+from qedmeg.evaluation.workers import work_through
 from qedmeg.monitor.progress import bar
 from qedmeg.reasoning.call import Model, ModelFailedError
 from qedmeg.reasoning.session import Scaffold, Session, attempt, seed_of
@@ -52,37 +52,34 @@ async def generate(
     outcome = Outcome(known=len(problems) * samples - len(left))
     with bar("answering", len(problems) * samples, done=outcome.known) as progress:
 
-        async def work(mine: Iterator[tuple[BenchmarkProblem, int]]) -> None:
-            for problem, sample in mine:
-                log, seed = results.log(run, problem.id, sample), seed_of(problem.id, sample)
-                session = Session(problem.question, models, log, budget=budget, seed=seed)
-                try:
-                    solution = await attempt(scaffold, session)
-                except ModelFailedError as failure:
-                    outcome.failed[failure.kind] += 1
-                    progress.advance(note=f"{outcome.failed.total()} failed, the last: {failure}"[:120])
-                    continue
-                cost = solution.cost
-                await results.add_attempt(
-                    run,
-                    Attempt(
-                        problem=problem.id,
-                        sample=sample,
-                        text=solution.text,
-                        ended=solution.ended,
-                        tokens=solution.tokens,
-                        requests=cost.requests,
-                        prompt_tokens=cost.prompt_tokens,
-                        completion_tokens=cost.completion_tokens,
-                        money=cost.money,
-                        seconds=solution.seconds,
-                    ),
-                )
-                outcome.finished += 1
-                progress.advance()
+        async def make(place: tuple[BenchmarkProblem, int]) -> None:
+            problem, sample = place
+            log, seed = results.log(run, problem.id, sample), seed_of(problem.id, sample)
+            session = Session(problem.question, models, log, budget=budget, seed=seed)
+            try:
+                solution = await attempt(scaffold, session)
+            except ModelFailedError as failure:
+                outcome.failed[failure.kind] += 1
+                progress.advance(note=f"{outcome.failed.total()} failed, the last: {failure}"[:120])
+                return
+            cost = solution.cost
+            await results.add_attempt(
+                run,
+                Attempt(
+                    problem=problem.id,
+                    sample=sample,
+                    text=solution.text,
+                    ended=solution.ended,
+                    tokens=solution.tokens,
+                    requests=cost.requests,
+                    prompt_tokens=cost.prompt_tokens,
+                    completion_tokens=cost.completion_tokens,
+                    money=cost.money,
+                    seconds=solution.seconds,
+                ),
+            )
+            outcome.finished += 1
+            progress.advance()
 
-        shared = iter(left)
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(min(concurrency, len(left))):
-                tasks.create_task(work(shared))
+        await work_through(left, min(concurrency, len(left)), make)
     return outcome

@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ from qedmeg.config import GraderConfig
 from qedmeg.errors import UserError
 from qedmeg.evaluation.results import Attempt, Results, StoredGrade
 from qedmeg.evaluation.scores import find_run, open_results
+from qedmeg.evaluation.workers import work_through
 from qedmeg.grading.grade import Cost, Failed, Graded
 from qedmeg.grading.grader import AnyProblem, Grader
 from qedmeg.grading.graders import Graders
@@ -63,21 +64,18 @@ async def grade(
     outcome = Outcome(known=len(wanted) - len(left))
     with bar("grading", len(wanted), done=outcome.known) as progress:
 
-        async def work(mine: Iterator[tuple[Attempt, int, AnyProblem, Grader]]) -> None:
-            for one, regrade, problem, grader in mine:
-                found = await grader.grade(problem, one.text, again=regrade)
-                await results.add_grade(run, StoredGrade(one.problem, one.sample, grader.version, regrade, found))
-                outcome.cost += found.cost
-                if isinstance(found, Failed):
-                    outcome.failed[found.kind] += 1
-                else:
-                    outcome.graded += 1
-                progress.advance()
+        async def give(place: tuple[Attempt, int, AnyProblem, Grader]) -> None:
+            one, regrade, problem, grader = place
+            found = await grader.grade(problem, one.text, again=regrade)
+            await results.add_grade(run, StoredGrade(one.problem, one.sample, grader.version, regrade, found))
+            outcome.cost += found.cost
+            if isinstance(found, Failed):
+                outcome.failed[found.kind] += 1
+            else:
+                outcome.graded += 1
+            progress.advance()
 
-        shared = iter(left)
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(min(concurrency, len(left))):
-                tasks.create_task(work(shared))
+        await work_through(left, min(concurrency, len(left)), give)
     return outcome
 
 

@@ -16,7 +16,7 @@ from qedmeg.evaluation.serving import ModelSource, find_model, ready_models, ser
 from qedmeg.reasoning.prompts import prompts_hash
 from qedmeg.reasoning.scaffolds import SCAFFOLDS, find_scaffold, make_scaffold
 from qedmeg.reasoning.session import PROVER, Scaffold
-from qedmeg.settings import parse_value
+from qedmeg.settings import check_settings, parse_value
 
 EMBEDDED_PROBLEMS = 108
 _MODEL, _SCAFFOLD = "model", "scaffold"
@@ -104,7 +104,7 @@ def prepared(arguments: argparse.Namespace) -> PreparedRun:
         problems = problems[: arguments.problems]
     name = arguments.name or f"{arguments.benchmark} {models[PROVER].name} {arguments.scaffold}"
     settings = {
-        "scaffold": scaffold_settings,
+        "scaffold": check_settings(entry.settings, scaffold_settings, "--set scaffold").model_dump(mode="json"),
         "prompts": prompts_hash(),
         "budget": arguments.budget,
         "models": {role: source.settings() for role, source in models.items()},

@@ -2,7 +2,8 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+import json
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -49,6 +50,8 @@ class ModelSource:
     name: str
     endpoint: EndpointConfig | None = None
     folder: Path | None = None
+    weights: str = ""
+    """Hash of the folder's weights, which takes a while to make."""
     local: LocalConfig = field(default_factory=LocalConfig)
 
     def settings(self) -> dict[str, Any]:
@@ -56,9 +59,8 @@ class ModelSource:
         if self.endpoint is not None:
             shared = {"model", "temperature", "top_p", "reasoning_effort", "max_tokens"}
             return self.endpoint.model_dump(mode="json", include=shared)
-        assert self.folder is not None
         sampling = self.local.model_dump(mode="json", include={"temperature", "top_p", "max_tokens", "max_length"})
-        return {"model": self.name, "weights": weights_hash(self.folder), **sampling}
+        return {"model": self.name, "weights": self.weights, **sampling}
 
 
 def find_model(name: str, settings: dict[str, Any]) -> ModelSource:
@@ -68,9 +70,9 @@ def find_model(name: str, settings: dict[str, Any]) -> ModelSource:
         UserError: there is none, or `settings` do not fit it.
     """
     if (Path(name) / "config.json").is_file():
-        folder = Path(name)
-        return ModelSource(folder.resolve().name, folder=folder, local=check_settings(LocalConfig, settings, name))
-    overrides = [f"{key}={value}" for key, value in settings.items()]
+        folder, local = Path(name), check_settings(LocalConfig, settings, name)
+        return ModelSource(folder.resolve().name, folder=folder, weights=weights_hash(folder), local=local)
+    overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
     if name.endswith((".yaml", ".yml")):
         return ModelSource(Path(name).stem, endpoint=load_config(EndpointConfig, name, overrides))
     ready = ready_models()
@@ -95,19 +97,15 @@ async def served(source: ModelSource, logs: Path) -> AsyncIterator[ServedModel]:
         UserError: the server does not start, or a key is missing.
     """
     if source.endpoint is not None:
-        with_address = source.endpoint
-        model = ServedModel(with_address)
-        try:
+        async with _asked(source.endpoint) as model:
             yield model
-        finally:
-            await model.close()
         return
     assert source.folder is not None
     local = source.local
     context = read_architecture(source.folder).max_positions
     if local.max_length is not None and local.max_length > context:
         raise UserError(f"model.max_length: {local.max_length} is longer than the model's context of {context}")
-    name = f"{source.name}-{weights_hash(source.folder)[:8]}"
+    name = f"{source.name}-{source.weights[:8]}"
     max_length = local.max_length or context
     options = hardware_options(kv_cache_gib=local.kv_cache_gib) | seeded_options(max_length)
     options |= {
@@ -132,17 +130,25 @@ async def served(source: ModelSource, logs: Path) -> AsyncIterator[ServedModel]:
             seeded=True,
             concurrency=min(1000, 2 * local.concurrency),  # the server always has the next ones at hand
         )
-        model = ServedModel(endpoint)
         watch = asyncio.create_task(_end_with(process, asyncio.current_task()))
         try:
-            yield model
+            async with _asked(endpoint) as model:
+                yield model
         except asyncio.CancelledError:
             if (ended := process.ended()) is None:
                 raise
             raise UserError(f"{ended}\nWhat was answered is kept; mend the cause and run the same again") from None
         finally:
             watch.cancel()
-            await model.close()
+
+
+@asynccontextmanager
+async def _asked(endpoint: EndpointConfig) -> AsyncIterator[ServedModel]:
+    model = ServedModel(endpoint)
+    try:
+        yield model
+    finally:
+        await model.close()
 
 
 async def _end_with(process: ServerProcess, task: "asyncio.Task[Any] | None") -> None:
@@ -156,11 +162,7 @@ async def _end_with(process: ServerProcess, task: "asyncio.Task[Any] | None") ->
 def weights_hash(folder: Path) -> str:
     """SHA-256 over the names and contents of a model's weights and configuration."""
     whole = hashlib.sha256()
-    for path in _weight_files(folder):
+    for path in (folder / "config.json", *sorted(folder.glob("*.safetensors"))):
         with path.open("rb") as file:
             whole.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     return whole.hexdigest()
-
-
-def _weight_files(folder: Path) -> Sequence[Path]:
-    return [folder / "config.json", *sorted(folder.glob("*.safetensors"))]

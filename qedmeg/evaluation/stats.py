@@ -163,6 +163,16 @@ def draw_interval(axes: Axes, place: float, spread: Interval | None, colour: str
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
+def tell(found: Sequence[Summary], out: Path | None) -> None:
+    """Print the statistics of runs; with a folder write stats.json and stats.svg there too."""
+    show(found, console())
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "stats.json", found)
+        plot(found, out / "stats.svg")
+        print(f"wrote {out / 'stats.json'} and stats.svg")
+
+
 def main() -> int:
     """Print and write the statistics of runs; exit status 1 when nothing in them is graded."""
     parser = argparse.ArgumentParser(
@@ -180,10 +190,5 @@ def main() -> int:
     found = summaries(open_results(arguments.results), arguments.run, arguments.grader)
     if not found:
         raise UserError(f"{arguments.results}: it has no runs; run an evaluation first")
-    show(found, console())
-    if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        write_json(arguments.out / "stats.json", found)
-        plot(found, arguments.out / "stats.svg")
-        print(f"wrote {arguments.out / 'stats.json'} and stats.svg")
+    tell(found, arguments.out)
     return 0 if any(one.whole.graded for one in found) else 1

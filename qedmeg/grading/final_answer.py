@@ -2,7 +2,7 @@
 
 import re
 
-from qedmeg.grading.verdict import END_OF_THINK
+from qedmeg.thinking import END_OF_THINK
 
 LAST_LINES = 6
 """Lines at the end of a response in which an answer without a box is looked for."""

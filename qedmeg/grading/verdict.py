@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-THINK, END_OF_THINK = "<think>", "</think>"
+from qedmeg.thinking import END_OF_THINK, THINK
+
 MAX_REASON_CHARS = 1000
 _SHOWN_CHARS = 60
 _ITEM = re.compile(r"item ([0-9]{1,3})\s*:\s*([0-9]{1,4})\s*(?:\|(.*))?", re.IGNORECASE)

@@ -58,13 +58,8 @@ class Session:
         share = None if self._budget is None else (self._budget - self.tokens) // len(calls)
         if share is not None and share < 1:
             raise BudgetSpentError(f"{self.tokens} of {self._budget} tokens are spent; {len(calls)} calls are left out")
-        limits = [limit for limit in (share,) if limit is not None]
         cut = [
-            replace(
-                call,
-                max_tokens=min([*limits, *([call.max_tokens] if call.max_tokens else [])], default=None),
-                seed=seed_of(self._seed, call.path),
-            )
+            replace(call, max_tokens=least(share, call.max_tokens), seed=seed_of(self._seed, call.path))
             for call in calls
         ]
         found = await asyncio.gather(*(self._one(call) for call in cut), return_exceptions=True)
@@ -91,6 +86,11 @@ class Session:
         reply = await model.ask(call, self._log)
         await self._log.keep(model.name, call, reply)
         return reply
+
+
+def least(*limits: int | None) -> int | None:
+    """The least of limits, of which None is none."""
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def seed_of(*parts: object) -> int:

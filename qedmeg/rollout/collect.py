@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import Any
 
 from qedmeg.data.tokenizer import Tokenizer
-from qedmeg.errors import UserError
+from qedmeg.errors import UserError, first_error
 from qedmeg.grading.grade import Failed, Grade
 from qedmeg.grading.grader import Grader
 from qedmeg.rollout import schedule
@@ -81,7 +81,7 @@ class Collector:
                     self._take_up(stored)
                 await self._loop()
         except BaseExceptionGroup as group:
-            raise _first(group) from None
+            raise first_error(group) from None
 
     async def batch(self, step: int) -> None:
         """Wait until a step has been given its groups, which the store has then; at once where it was before.
@@ -354,11 +354,3 @@ class Collector:
             raise RuntimeError(
                 f"no rollout was generated or graded for {now - self._last_progress:.0f} s: {self._progress()}"
             )
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What went wrong first of all that several tasks raised."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

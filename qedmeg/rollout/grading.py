@@ -13,8 +13,8 @@ from qedmeg.grading.prompt import WHOLE_PROOF
 from qedmeg.grading.rubric import RUBRIC_POINTS, Rubric
 from qedmeg.rollout.sample import Sample
 from qedmeg.rollout.schedule import GRADES_WATCHED, too_many_failures
+from qedmeg.thinking import END_OF_THINK
 
-THOUGHT_END = "</think>"
 NO_PROOF = "no proof"
 """In place of the grader's version where none was asked."""
 
@@ -24,7 +24,7 @@ def proof_of(tokenizer: Tokenizer, sample: Sample, *, thinking: bool) -> str | N
     there is none."""
     text = tokenizer.decode(sample.tokens_T.tolist())
     if thinking:
-        _, end, text = text.rpartition(THOUGHT_END)
+        _, end, text = text.rpartition(END_OF_THINK)
         if not end:
             return None
     return without_control_tokens(tokenizer, text).strip()
@@ -40,7 +40,7 @@ def without_control_tokens(tokenizer: Tokenizer, text: str) -> str:
 
 def no_proof(problem: Problem | ProofProblem) -> Graded:
     """The grade of an answer in which there is none: nothing, without asking a grader."""
-    reason = f"the answer holds no {THOUGHT_END}: it never came to a proof"
+    reason = f"the answer holds no {END_OF_THINK}: it never came to a proof"
     items = [(item.name, item.points) for item in problem.rubric.items] if isinstance(problem.rubric, Rubric) else []
     items = items or [(WHOLE_PROOF, RUBRIC_POINTS)]
     return Graded(0, RUBRIC_POINTS, tuple(ItemGrade(name, 0, of, reason) for name, of in items), NO_PROOF)

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from qedmeg.chat.endpoint import Message
-from qedmeg.chat.model import THINK, split_thinking
 from qedmeg.config_rc import CacheConfig
 from qedmeg.config_rl import ProblemConfig, RolloutConfig
 from qedmeg.data.chat import Conversation, control_token, tokenise_prompts
@@ -21,6 +20,7 @@ from qedmeg.errors import UserError
 from qedmeg.fence import harmless
 from qedmeg.reasoning.reasoning_cache import State, next_state, reason_messages, summary_messages
 from qedmeg.rollout.grading import without_control_tokens
+from qedmeg.thinking import THINK, split_thinking
 
 GROWTH = 4
 """A text may have a quarter more tokens than were generated for it, where the context leaves room for them: those of

@@ -9,6 +9,7 @@ from qedmeg.errors import UserError
 from qedmeg.evaluation import everything, run
 from qedmeg.evaluation.results import Results
 from qedmeg.evaluation.serving import find_model, ready_models
+from qedmeg.rollout import server
 from tests.sft_runs import write_inputs
 
 
@@ -73,3 +74,31 @@ def test_ready_settings_are_whole():
         assert found.endpoint is not None
         assert found.settings()["model"]
     assert find_model("gemini-3-pro", {"temperature": 0.5}).settings()["temperature"] == 0.5
+    changed = find_model("gpt-5.1", {"reasoning_effort": None, "max_tokens": None}).settings()
+    assert (changed["reasoning_effort"], changed["max_tokens"]) == (None, None)
+
+
+DIES_WHEN_ASKED = """
+import os, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+    def do_POST(self):
+        print("ValueError: no room for keys", flush=True)
+        os._exit(3)
+
+HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def test_a_server_that_dies_ends_the_run_at_once(model, tmp_path, monkeypatch):
+    started = [sys.executable, "-c", DIES_WHEN_ASKED]
+    monkeypatch.setattr(server, "command", lambda model, host, port, options, chat: [*started, f"{port}"])
+    options = ["--benchmark", "embedded", "--problems", "3", "--model", model, "--out", tmp_path / "results.sqlite"]
+    monkeypatch.setattr(sys, "argv", ["run.py", *map(str, options)])
+    with pytest.raises(UserError, match=r"(?s)ended with status 3; .*no room for keys.*What was answered is kept"):
+        run.main()

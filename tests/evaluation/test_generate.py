@@ -1,9 +1,11 @@
 """Attempts are kept as they are made; what failed or was left out is made by the next run, and nothing twice."""
 
 import asyncio
+import sqlite3
 
 import pytest
 
+from qedmeg.errors import UserError
 from qedmeg.evaluation.generate import generate
 from qedmeg.evaluation.problem import BenchmarkProblem
 from qedmeg.evaluation.results import EvaluationRun, Results
@@ -83,6 +85,16 @@ def test_how_attempts_end_and_what_they_may_spend(results):
         ("half", "length"),
         ("", "length"),
     ]
+
+
+def test_a_full_disk_is_one_line(results, monkeypatch):
+    monkeypatch.setattr(results, "_commit", full)
+    with pytest.raises(UserError, match=r"results.sqlite: cannot be written: database or disk is full"):
+        made(results, ScriptedModel(lambda call: "x"))
+
+
+def full(rows):
+    raise sqlite3.OperationalError("database or disk is full")
 
 
 def test_the_budget_is_an_attempts(results):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from qedmeg.chat.account import ANSWERED, Account
-from qedmeg.chat.model import ServedModel, split_thinking
+from qedmeg.chat.model import ServedModel
 from qedmeg.config import EndpointConfig
 from qedmeg.evaluation.generate import generate
 from qedmeg.evaluation.problem import BenchmarkProblem
@@ -81,18 +81,3 @@ def test_a_model_that_stays_away_fails_by_name():
     with pytest.raises(ModelFailedError, match=r"model gone at http://127.0.0.1:9/v1: .*\(attempt 2 of 2\)") as failure:
         asyncio.run(ask())
     assert failure.value.kind == "connection"
-
-
-@pytest.mark.parametrize(
-    ("content", "thinking", "text"),
-    [
-        ("Clear.", "", "Clear."),
-        ("<think>Hm.</think>Clear.", "Hm.", "Clear."),
-        ("Hm.</think>\n\nClear.", "Hm.", "Clear."),
-        ("<think>Hm. I was cut", "Hm. I was cut", ""),
-        ("<think>a</think>b</think>c", "a</think>b", "c"),
-        ("", "", ""),
-    ],
-)
-def test_thinking_is_told_apart(content, thinking, text):
-    assert split_thinking(content) == (thinking, text)

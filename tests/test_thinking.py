@@ -1,0 +1,20 @@
+"""Thinking is told from what follows it."""
+
+import pytest
+
+from qedmeg.thinking import split_thinking
+
+
+@pytest.mark.parametrize(
+    ("content", "thinking", "text"),
+    [
+        ("Clear.", "", "Clear."),
+        ("<think>Hm.</think>Clear.", "Hm.", "Clear."),
+        ("Hm.</think>\n\nClear.", "Hm.", "Clear."),
+        ("<think>Hm. I was cut", "Hm. I was cut", ""),
+        ("<think>a</think>b</think>c", "a</think>b", "c"),
+        ("", "", ""),
+    ],
+)
+def test_thinking_is_told_apart(content, thinking, text):
+    assert split_thinking(content) == (thinking, text)
