@@ -159,9 +159,11 @@ class RolloutConfig(Settings):
     tp: int = Field(default=1, ge=1)
     """Tensor parallel size of an engine that is started here."""
     devices: tuple[int, ...] = ()
-    """GPUs of this machine for the engines that are started here, `tp` each in turn. None: all that the run sees."""
+    """GPUs of this machine for the engines that are started here, `tp` each in turn. None: all that the run sees, last
+    those that the trainer computes on."""
     kv_cache_gib: float | None = Field(default=None, gt=0)
-    """Memory for keys and values of an engine that is started here. None: a quarter GiB on CPU, 90 % of a GPU."""
+    """Memory for keys and values of an engine that is started here. None: a quarter GiB on CPU; with the engine's
+    weights 92 % of a GPU, or 30 % of one that the trainer computes on too."""
 
     max_tokens: int = Field(default=4096, ge=1)
     """Most tokens of an answer."""

@@ -36,6 +36,11 @@ def current() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if has_gpu() else _CPU
 
 
+def gpu_name() -> str | None:
+    """The UUID of the GPU that this process computes on, the same in every process of every machine; None on a CPU."""
+    return str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid) if has_gpu() else None
+
+
 def product_dtype(dtype: torch.dtype) -> torch.dtype:
     """In which precision to multiply matrices of `dtype`: fp32 for bf16 and fp16 on a CPU without units for bf16, whose
     library functions would take a hundred times as long. The products are the more exact for it."""

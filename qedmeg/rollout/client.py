@@ -72,6 +72,7 @@ class Engine:
 
     name: str
     workers: int
+    gpus: tuple[str, ...]
     client: "RolloutClient"
 
     def init_transfer(self, info: dict[str, Any]) -> None:
@@ -134,7 +135,7 @@ class RolloutClient:
     def engines(self) -> list[EngineControl]:
         """The engines that answer now."""
         live = self._ask("engines", self._transfer_seconds)
-        return [Engine(name, workers, self) for name, workers in live]
+        return [Engine(name, workers, tuple(gpus), self) for name, workers, gpus in live]
 
     def pause(self) -> None:
         """No engine generates from now on; requests are kept."""
@@ -193,6 +194,7 @@ class RolloutClient:
             rollout=config.rollout,
             grader=config.grader,
             advantage=getattr(config, "advantage", AdvantageConfig()),
+            trainer_gpus=int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.has_gpu() else 0,
             cache=getattr(config, "cache", None),
         )
         save_config(told, run_dir / CONFIG_FILE)

@@ -22,9 +22,11 @@ CPU_ENVIRONMENT = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 """Of a process with vLLM, from its start."""
+SHARE_OF_A_SHARED_GPU = 0.3  # of its memory, for an engine on a GPU that the trainer computes on
 _IN_PROCESS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process: no second start-up
     "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
 }
 
 
@@ -45,14 +47,21 @@ class Request:
     seed: int
 
 
-def hardware_options(*, fp32: bool = False, kv_cache_gib: float | None = None) -> dict[str, Any]:
+def hardware_options(
+    *, fp32: bool = False, kv_cache_gib: float | None = None, shares_gpu: bool = False
+) -> dict[str, Any]:
     """What vLLM is told for the sake of the device, as keywords of its LLM. It computes in the model's precision, on
-    CPU or where asked for in fp32."""
+    CPU or where asked for in fp32. With `shares_gpu`, something else computes on its GPU too."""
     options: dict[str, Any] = {"dtype": "float32"} if fp32 else {}
     if not device.has_gpu():
         options = {"dtype": "float32", "enforce_eager": True, "kv_cache_memory_bytes": KV_CACHE_BYTES}
+    elif shares_gpu:
+        options["gpu_memory_utilization"] = SHARE_OF_A_SHARED_GPU
     if kv_cache_gib is not None:
         options["kv_cache_memory_bytes"] = int(kv_cache_gib * 2**30)
+        if device.has_gpu():
+            # vLLM takes what it is told, but refuses to start where this share of the GPU is not free
+            options["gpu_memory_utilization"] = 0.01
     return options
 
 
@@ -64,18 +73,16 @@ def seeded_options(max_length: int) -> dict[str, Any]:
     return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(max_length, PREFILL_TOKENS)}
 
 
-def rollout_options(max_length: int, tp: int, concurrency: int, kv_cache_gib: float | None) -> dict[str, Any]:
+def rollout_options(
+    max_length: int, tp: int, concurrency: int, kv_cache_gib: float | None, *, shares_gpu: bool = False
+) -> dict[str, Any]:
     """What an engine for rollouts is started with, as keywords of vLLM's LLM, which are its server's flags too."""
-    transfer: dict[str, Any] = {"weight_transfer_config": {"backend": "nccl"}}
-    if not device.has_gpu():  # importing the worker's extension gives vLLM the backend that it lacks
-        transfer = {
-            "weight_transfer_config": {"backend": "gloo"},
-            "worker_extension_cls": "qedmeg.rollout.gloo_engine.GlooWorker",
-        }
     return {
-        **hardware_options(kv_cache_gib=kv_cache_gib),
+        **hardware_options(kv_cache_gib=kv_cache_gib, shares_gpu=shares_gpu),
         **seeded_options(max_length),
-        **transfer,
+        # importing the worker's extension gives vLLM the backend that it lacks
+        "weight_transfer_config": {"backend": "qedmeg"},
+        "worker_extension_cls": "qedmeg.rollout.transfer_engine.TransferWorker",
         "load_format": "dummy",  # the trainer sends the weights before the first token is asked for
         "logprobs_mode": "processed_logprobs",  # of the distribution that is sampled from: after the temperature
         "generation_config": "vllm",  # the model folder's own would add stop tokens and sampling settings
@@ -240,6 +247,10 @@ class RolloutEngine:
         found = _prompt_logprobs(self._llm, [prompt.tolist() for prompt in prompts])
         return [np.array(logprobs, dtype=np.float32) for logprobs in found]
 
+    def gpus(self) -> list[str]:
+        """The UUIDs of the GPUs that it computes on; on a CPU none."""
+        return [gpu for worker in self._llm.collective_rpc("gpus") for gpu in worker]
+
     def init_transfer(self, info: dict[str, Any]) -> None:
         """Join the group that weights are broadcast in."""
         self._llm.init_weight_transfer_engine({"init_info": info})
@@ -262,9 +273,8 @@ class RolloutEngine:
 
 def _start(model: Path, **options: Any) -> Any:
     """A vLLM LLM in this process."""
-    if not device.has_gpu():
-        for name, value in {**CPU_ENVIRONMENT, **_IN_PROCESS}.items():
-            os.environ.setdefault(name, value)
+    for name, value in {**_IN_PROCESS, **({} if device.has_gpu() else CPU_ENVIRONMENT)}.items():
+        os.environ.setdefault(name, value)
     from vllm import LLM
 
     return LLM(model=str(model), disable_log_stats=True, **options)

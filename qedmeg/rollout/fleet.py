@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -49,6 +49,9 @@ class Fleet(Protocol):
     def live(self) -> list[tuple[str, int]]:
         """Name and tensor-parallel workers of the engines that answer, with whatever weights."""
 
+    def gpus(self, name: str) -> Sequence[str]:
+        """UUIDs of the GPUs that an engine computes on; on CPUs none."""
+
     def needs_weights(self) -> bool:
         """Whether requests cannot go on until the trainer has sent the weights again: every engine that answers was
         started anew."""
@@ -78,8 +81,38 @@ class Fleet(Protocol):
         """End what `start` started."""
 
 
-def make_fleet(config: RolloutConfig, run_dir: Path, model_folder: Path, max_length: int) -> Fleet:
-    """The engines that the settings ask for; `max_length` is the longest prompt and answer together, in tokens.
+@dataclass(frozen=True)
+class Place:
+    """Where an engine is started."""
+
+    gpus: tuple[str, ...]
+    """As CUDA_VISIBLE_DEVICES names them; on a CPU none."""
+    shares_gpu: bool
+    """Whether the trainer computes on one of them too."""
+
+
+def places(config: RolloutConfig, seen: Sequence[str], trainer_gpus: int) -> list[Place]:
+    """The GPUs of each engine, `tp` in turn: those of the settings, or all that the run sees, last the trainer's, which
+    are the first `trainer_gpus` of them.
+
+    Raises:
+        UserError: there are too few.
+    """
+    trainers, engines = seen[:trainer_gpus], max(config.start, 1)
+    names = [f"{number}" for number in config.devices] or [*seen[trainer_gpus:], *trainers]
+    if len(names) < engines * config.tp:
+        raise UserError(
+            f"rollout: start {engines} × tp {config.tp} GPUs are needed, and there are {len(names)}; lower one of them"
+        )
+    groups = [tuple(names[i * config.tp : (i + 1) * config.tp]) for i in range(engines)]
+    return [Place(group, not set(group).isdisjoint(trainers)) for group in groups]
+
+
+def make_fleet(
+    config: RolloutConfig, run_dir: Path, model_folder: Path, max_length: int, trainer_gpus: int = 0
+) -> Fleet:
+    """The engines that the settings ask for; `max_length` is the longest prompt and answer together, in tokens. The
+    first `trainer_gpus` of the GPUs that this process sees are the trainer's.
 
     Raises:
         UserError: there are too few GPUs for them, or they are for a CPU.
@@ -89,34 +122,31 @@ def make_fleet(config: RolloutConfig, run_dir: Path, model_folder: Path, max_len
     if not config.start:
         if config.engines > 1 and device.has_gpu():
             raise UserError(f"rollout.engines: {config.engines} share a CPU; for several on GPUs set rollout.start")
-        if config.devices:  # before anyone counts them
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, config.devices[: config.tp]))
-        return LocalFleet(model_folder, _options(config, max_length), config.engines)
-    options, logs = _options(config, max_length), run_dir / "logs"
+        place = _places(config, trainer_gpus)[0]
+        if place.gpus:  # before the engine's process counts them
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(place.gpus)
+        return LocalFleet(model_folder, _options(config, max_length, place), config.engines)
+    logs = run_dir / "logs"
     logs.mkdir(parents=True, exist_ok=True)
 
-    def start(number: int, gpus: Sequence[str]) -> ServerProcess:
-        return ServerProcess(model_folder, options, logs / f"vllm_{number}.log", gpus)
+    def start(number: int, place: Place) -> ServerProcess:
+        options = _options(config, max_length, place)
+        return ServerProcess(model_folder, options, logs / f"vllm_{number}.log", place.gpus)
 
-    return RemoteFleet(config, max_length, starters=[partial(start, i, gpus) for i, gpus in enumerate(_gpus(config))])
-
-
-def _options(config: RolloutConfig, max_length: int) -> dict[str, Any]:
-    return rollout_options(max_length, config.tp, config.concurrency, config.kv_cache_gib)
+    places = _places(config, trainer_gpus)
+    return RemoteFleet(config, max_length, starters=[partial(start, i, place) for i, place in enumerate(places)])
 
 
-def _gpus(config: RolloutConfig) -> list[list[str]]:
-    """The GPUs of each server that is started here, `tp` in turn; on a CPU none."""
+def _options(config: RolloutConfig, max_length: int, place: Place) -> dict[str, Any]:
+    return rollout_options(max_length, config.tp, config.concurrency, config.kv_cache_gib, shares_gpu=place.shares_gpu)
+
+
+def _places(config: RolloutConfig, trainer_gpus: int) -> list[Place]:
+    """The GPUs of each engine that is started here; on a CPU none."""
     if not config.devices and not device.has_gpu():
-        return [[] for _ in range(config.start)]
+        return [Place((), False)] * max(config.start, 1)
     seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-    names = [f"{number}" for number in config.devices] or seen.split(",")
-    if len(names) < config.start * config.tp:
-        raise UserError(
-            f"rollout: start {config.start} × tp {config.tp} GPUs are needed, and there are {len(names)}; lower one of "
-            "them"
-        )
-    return [names[i * config.tp : (i + 1) * config.tp] for i in range(config.start)]
+    return places(config, seen.split(","), trainer_gpus)
 
 
 class LocalFleet:
@@ -132,6 +162,7 @@ class LocalFleet:
         self._engines: dict[str, EngineProcess] = {}
         self._turn = asyncio.Lock()
         self._going = asyncio.Event()
+        self._gpus: dict[str, Sequence[str]] = {}
 
     async def start(self) -> None:
         cores = len(os.sched_getaffinity(0))
@@ -139,6 +170,8 @@ class LocalFleet:
         for name in self._names:
             self._engines[name] = EngineProcess(name, self._model, self._options, threads)
         await asyncio.gather(*(engine.started for engine in self._engines.values()))
+        for name, engine in self._engines.items():
+            self._gpus[name] = await engine.call("gpus")
 
     async def generate(self, requests: Sequence[Request], sampling: Sampling) -> AsyncIterator[tuple[int, Sample]]:
         require_fit(requests, sampling.max_tokens, self._options["max_model_len"])
@@ -164,6 +197,9 @@ class LocalFleet:
 
     def live(self) -> list[tuple[str, int]]:
         return [(name, self._options["tensor_parallel_size"]) for name in self._engines]
+
+    def gpus(self, name: str) -> Sequence[str]:
+        return self._gpus[name]
 
     def needs_weights(self) -> bool:
         return False

@@ -1,6 +1,5 @@
-"""vLLM's side of weight transfer on CPUs: the engine `gloo` for vLLM's weight-transfer API.
+"""vLLM's side of weight transfer over the host's memory, as an engine for vLLM's weight-transfer API.
 
-vLLM's workers import this module by `worker_extension_cls`, which registers the engine in every process that needs it.
 It also mends what vLLM 0.32 leaves stale on CPUs, where layers keep their weights in packed copies.
 """
 
@@ -9,7 +8,6 @@ from typing import Any
 
 import torch
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
-from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload.layerwise import (
     finalize_layerwise_reload,
     get_layerwise_info,
@@ -52,8 +50,10 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInit, GlooUpdate]):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._link: EngineLink | None = None
-        device.keep_freed_memory()
-        _share_tied_output(self.model)
+        self._on_gpu = self.device.type == "cuda"
+        if not self._on_gpu:
+            device.keep_freed_memory()
+            _share_tied_output(self.model)
 
     def init_transfer_engine(self, init_info: GlooInit) -> None:
         self.shutdown()
@@ -62,16 +62,20 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInit, GlooUpdate]):
         rank = 1 + config.data_parallel_index * config.world_size + config.rank
         where = info.master_address, info.master_port
         self._link = EngineLink(*where, rank, info.world_size, info.seconds, SharedMemory(**info.memory))
+        if self._on_gpu:
+            self._link.pin()
 
     def start_weight_update(self) -> None:
         if self._link is None:
             raise RuntimeError("no trainer has connected to this engine since it was started")
-        _forget_moe_kernels(self.model)
+        if not self._on_gpu:
+            _forget_moe_kernels(self.model)
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        # the base class would also wait for an accelerator
         self.receive_weights(self.parse_update_info(update_info))
+        if self._on_gpu:
+            torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: GlooUpdate) -> None:
         assert self._link is not None
@@ -84,9 +88,13 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInit, GlooUpdate]):
             for count in update_info.buckets:
                 bucket, tensors = tensors[:count], tensors[count:]
                 buffer = self._link.receive(sum(tensor.bytes for tensor in bucket))
+                if self._on_gpu:
+                    buffer = buffer.to(self.device)
+                    self._link.release()
                 self.model.load_weights(lay_out(bucket, buffer))
-                _copy_what_is_kept(self.model, buffer)
-                self._link.release()
+                if not self._on_gpu:
+                    _copy_what_is_kept(self.model, buffer)
+                    self._link.release()
         except BaseException:
             # leaves a model that the next update can begin with, and tells the trainer at once
             finalize_layerwise_reload(self.model, self.model_config)
@@ -127,11 +135,3 @@ def _copy_what_is_kept(model: torch.nn.Module, buffer: torch.Tensor) -> None:
             for name, value in kept.arguments.items():
                 if isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() == memory:
                     kept.arguments[name] = value.clone()
-
-
-class GlooWorker:
-    """vLLM's `worker_extension_cls` on CPUs. It adds nothing to the worker: that it is imported is enough."""
-
-
-if "gloo" not in WeightTransferEngineFactory._registry:
-    WeightTransferEngineFactory.register_engine("gloo", GlooWeightTransferEngine)

@@ -1,10 +1,11 @@
-"""Flat buffers from the trainer (rank 0) to the workers of one engine (ranks 1, 2, ...) on CPUs.
+"""Flat buffers from the trainer (rank 0) to the workers of one engine (ranks 1, 2, ...) in the host's memory.
 
 Their bytes go over gloo. Where the two are on one machine they lie in shared memory, and gloo only says when a buffer
 is there and when all workers have read it. Both sides import this module; it needs neither vLLM nor Megatron.
 """
 
 import contextlib
+import logging
 import mmap
 import os
 import secrets
@@ -17,6 +18,8 @@ from urllib.parse import urlsplit
 
 import torch
 import torch.distributed
+
+logger = logging.getLogger(__name__)
 
 _c10d: Any = torch.distributed  # whose groups of their own the type checker does not know
 SLOTS = 2
@@ -122,11 +125,16 @@ class Slots(Ring):
         """Room for buckets of these bytes, which take the slots in turns."""
         sizes = [max(buckets[slot::SLOTS], default=0) for slot in range(SLOTS)]
         self._token = secrets.token_bytes(16)
+        self._pinned: Sequence[int] = ()
         self._sizes = tuple(max(size, len(self._token)) for size in sizes)
         self._files = tuple(os.memfd_create(_MEMORY_NAME) for _ in sizes)
         for file, size in zip(self._files, self._sizes, strict=True):
             os.ftruncate(file, size)
         super().__init__([_map(file, size) for file, size in zip(self._files, self._sizes, strict=True)])
+
+    def pin(self) -> None:
+        """Let the GPU copy into them at the speed of its bus."""
+        self._pinned = pin(self._memory)
 
     def describe(self) -> SharedMemory:
         """For whoever is to map them, before a bucket is filled."""
@@ -135,6 +143,7 @@ class Slots(Ring):
 
     def close(self) -> None:
         """Give the memory back, once nothing refers to it."""
+        unpin(self._pinned)
         for file in self._files:
             os.close(file)
         self._memory.clear()
@@ -157,6 +166,27 @@ def map_slots(where: SharedMemory) -> list[torch.Tensor] | None:
         return None
     token = bytes.fromhex(where.token)
     return found if bytes(found[0][: len(token)].tolist()) == token else None
+
+
+def pin(memory: Sequence[torch.Tensor]) -> list[int]:
+    """Register buffers with CUDA, which else copies through a small buffer of its own at a part of the speed; what
+    `unpin` takes. Where the system refuses, they stay as they are."""
+    pinned = []
+    for tensor in memory:
+        status = int(torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), tensor.numel(), 0))
+        if status:
+            logger.warning("CUDA registers no memory (error %d): weights are copied at less than full speed", status)
+            with contextlib.suppress(RuntimeError):  # which CUDA tells again at the next kernel, whosever it is
+                torch.zeros(1, device="cuda").add_(1)
+            break
+        pinned.append(tensor.data_ptr())
+    return pinned
+
+
+def unpin(pinned: Sequence[int]) -> None:
+    """To be done before the memory goes: CUDA would refuse what is mapped there later."""
+    for address in pinned:
+        torch.cuda.cudart().cudaHostUnregister(address)
 
 
 def _map(file: int, size: int) -> torch.Tensor:
@@ -238,7 +268,12 @@ class EngineLink:
         self._group = Group(store, str(self._door.getsockname()[0]), rank, size, seconds)
         slots = map_slots(memory)
         self._slots = slots if self._group.all_agree(slots is not None) else None
+        self._pinned: Sequence[int] = ()
         self._received = 0
+
+    def pin(self) -> None:
+        """Let a GPU copy from the slots at the speed of its bus."""
+        self._pinned = pin(self._slots or ())
 
     def restart(self) -> None:
         """The next buffer is the first slot's."""
@@ -265,5 +300,7 @@ class EngineLink:
 
     def close(self) -> None:
         """Leave the group; the trainer sees it."""
+        unpin(self._pinned)
+        self._pinned = ()
         self._door.close()
         self._group.close()

@@ -68,18 +68,29 @@ class _Sent:
             time.sleep(0.0005)
 
 
-def packed(buckets: Iterable[Bucket | None], limit: int = BUCKET_BYTES) -> Iterator[torch.Tensor | None]:
-    """The same bytes cut as vLLM's `packed_nccl_broadcast_consumer` cuts them: after the tensor that exceeds `limit`.
-    None for None, so that ranks stay in step."""
-    parts: list[torch.Tensor] = []
+def cut(sizes: Iterable[int], limit: int = BUCKET_BYTES) -> list[tuple[int, int]]:
+    """Tensors of these bytes, cut as vLLM's `packed_nccl_broadcast_consumer` cuts them, after the tensor that exceeds
+    `limit`: the number of tensors and the bytes of each part."""
+    parts, count, size = [], 0, 0
+    for each in sizes:
+        count, size = count + 1, size + each
+        if size > limit:
+            parts.append((count, size))
+            count, size = 0, 0
+    return [*parts, (count, size)] if count else parts
+
+
+def packed(buckets: Iterable[Bucket | None], parts: Iterable[tuple[int, int]]) -> Iterator[torch.Tensor | None]:
+    """The same bytes in the parts that `cut` gives. None for None, so that ranks stay in step."""
+    counts = iter(parts)
+    count, tensors = 0, list[torch.Tensor]()
     for bucket in buckets:
         if bucket is None:
             yield None
             continue
         for _, tensor in bucket.tensors:
-            parts.append(tensor.reshape(-1).view(torch.uint8))
-            if sum(map(len, parts)) > limit:
-                yield torch.cat(parts)
-                parts = []
-    if parts:
-        yield torch.cat(parts)
+            count = count or next(counts)[0]
+            tensors.append(tensor.reshape(-1).view(torch.uint8))
+            if len(tensors) == count:
+                yield torch.cat(tensors)
+                count, tensors = 0, []

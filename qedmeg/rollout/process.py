@@ -43,7 +43,7 @@ LINE_BYTES = 2**28
 SECONDS_TO_END = 30.0
 """Time to end engines in; then they are left to notice by themselves."""
 
-FleetMaker = Callable[[RolloutConfig, Path, Path, int], Fleet]
+FleetMaker = Callable[[RolloutConfig, Path, Path, int, int], Fleet]
 GraderMaker = Callable[[GraderConfig], Grader]
 
 logger = logging.getLogger("qedmeg.rollout.process")
@@ -103,7 +103,7 @@ async def serve(config: ProcessConfig, channel: Channel, make_fleet: FleetMaker,
         identity |= cache_identity(config.cache)
     async with AsyncExitStack() as ending:
         store = ending.enter_context(closing(Store(config.run_dir / STORE_FILE, identity)))
-        fleet = make_fleet(config.rollout, config.run_dir, config.model_folder, longest)
+        fleet = make_fleet(config.rollout, config.run_dir, config.model_folder, longest, config.trainer_gpus)
         ending.push_async_callback(fleet.close)
         source: PromptSource = ProblemOrder(prompts, config.data.seed)
         if asks is not None:
@@ -163,7 +163,7 @@ class _Service:
     async def _do(self, method: str, **arguments: Any) -> Any:
         match method:
             case "engines":
-                return self.fleet.live()
+                return [(name, workers, self.fleet.gpus(name)) for name, workers in self.fleet.live()]
             case "pause":
                 return await self.collector.pause()
             case "resume":

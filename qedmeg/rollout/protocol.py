@@ -53,5 +53,7 @@ class ProcessConfig(Settings):
     rollout: RolloutConfig
     grader: GraderConfig
     advantage: AdvantageConfig
+    trainer_gpus: int = 0
+    """So many of the GPUs that the process sees, the first, are the trainer's ranks'."""
     cache: CacheConfig | None = None
     """None: groups are of the problems in their order."""

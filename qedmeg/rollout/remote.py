@@ -34,6 +34,7 @@ class _Member:
         self.server, self.process = server, process
         self.name = server.address
         self.workers = 1
+        self.gpus: Sequence[str] = ()
         self.lost: str | None = "it has not answered yet"
         """Why nothing is asked of it; None while it answers."""
         self.lost_since = self.started = time.monotonic()
@@ -100,6 +101,7 @@ class RemoteFleet:
         """Take a server in that answers, after it was seen to be of use."""
         try:
             member.workers, context = await member.server.describe(self._probe_seconds)
+            member.gpus = await member.server.gpus(self._probe_seconds)
             told = await member.server.weight_version(self._probe_seconds)
         except EngineRefused as error:
             raise UserError(f"{error}; start it with: python -m qedmeg serve") from None
@@ -195,6 +197,9 @@ class RemoteFleet:
 
     def live(self) -> list[tuple[str, int]]:
         return [(member.name, member.workers) for member in self._members if member.lost is None]
+
+    def gpus(self, name: str) -> Sequence[str]:
+        return self._member(name).gpus
 
     def needs_weights(self) -> bool:
         return not self._paused and bool(self.live()) and not any(map(self._is_ready, self._members))

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kv-cache-gib",
         type=float,
-        help="memory for keys and values (default: a quarter GiB on CPU, 90 %% of a GPU)",
+        help="memory for keys and values (default: a quarter GiB on CPU, 92 %% of a GPU with the weights)",
     )
 
 

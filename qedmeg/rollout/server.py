@@ -62,6 +62,7 @@ def environment(**more: str) -> dict[str, str]:
         "VLLM_SERVER_DEV_MODE": "1",  # the routes that pause, resume and change weights
         "VLLM_HOST_IP": "127.0.0.1",  # its workers talk among themselves
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # as `server_main` needs it; on GPUs vLLM would fork
         **({} if device.has_gpu() else CPU_ENVIRONMENT),
     }
     return {**chosen, **_without_a_job(), **more}
@@ -179,6 +180,14 @@ class Server:
             return int(world["world_size"]), int(models["data"][0]["max_model_len"])
         except (KeyError, IndexError, TypeError, ValueError):
             raise EngineLost(self.address, "what answers there is no vLLM server") from None
+
+    async def gpus(self, seconds: float = SHORT_SECONDS) -> list[str]:
+        """The UUIDs of the GPUs that its workers compute on; on CPUs none."""
+        answer = await self._ask("POST", "/collective_rpc", seconds, {"method": "gpus"})
+        try:
+            return [str(gpu) for worker in answer["results"] for gpu in worker]
+        except (KeyError, TypeError):
+            raise EngineLost(self.address, "its workers do not tell their GPUs") from None
 
     async def weight_version(self, seconds: float = SHORT_SECONDS) -> str:
         """The version of the weights it was last sent; 'default' before the first. The engine itself answers, between

@@ -45,6 +45,10 @@ class EngineControl(Protocol):
     def workers(self) -> int:
         """Its tensor-parallel workers: ranks 1 to `workers` of the transfer's group."""
 
+    @property
+    def gpus(self) -> Sequence[str]:
+        """UUIDs of the GPUs that they compute on; on CPUs none."""
+
     def init_transfer(self, info: dict[str, Any]) -> None:
         """`init_weight_transfer_engine`, with this `init_info`."""
 
@@ -140,9 +144,16 @@ class WeightSender:
         self._seconds = seconds
         self._links: dict[str, Link] = {}
         self._bytes = sum(tensor.bytes for tensor in self._export.tensors)
-        on_cpu = dist.get_rank() == 0 and not device.has_gpu()
-        self._slots = gloo_link.Slots([size for _, size in self._export.buckets]) if on_cpu else None
-        self._memory = None if device.has_gpu() else gloo_link.of_all_ranks(self._slots)
+        self._gpu = device.gpu_name()
+        self._parts: Sequence[tuple[int, int]] = self._export.buckets
+        """Number of tensors and bytes of each buffer that goes over the links."""
+        self._slots: gloo_link.Slots | None = None
+        self._memory: gloo_link.Ring | None = None
+        if self._gpu is not None:
+            self._parts = nccl_link.cut(tensor.bytes for tensor in self._export.tensors)
+        else:
+            self._slots = self._make_slots() if dist.get_rank() == 0 else None
+            self._memory = gloo_link.of_all_ranks(self._slots)
 
     def send(self, version: int, engines: Sequence[EngineControl] = ()) -> TransferReport:
         """Send all weights to the engines, which rank 0 gives, and let them hold `version`. They must generate nothing
@@ -152,13 +163,15 @@ class WeightSender:
         """
         start = time.monotonic()
         there = _Engines(engines if dist.get_rank() == 0 else (), self._seconds / 2)
+        if self._slots is None and any(over_host_memory(engine.gpus, self._gpu) for engine in there.live.values()):
+            self._slots = self._make_slots()
+            self._slots.pin()
         there.collect(there.begin(self._connect), "init_transfer")
         going = [bool(there.live)]
         dist.broadcast_object_list(going)
         first = last = time.monotonic()
         if going[0]:
-            info = self._update_info()
-            updates = there.begin(lambda engine: _update(engine, info, version))
+            updates = there.begin(lambda engine: _update(engine, self._update_info(engine), version))
             self._stream(there, updates)
             last = time.monotonic()
             there.collect(updates, "update and finish_update")
@@ -186,10 +199,11 @@ class WeightSender:
         listener = socket.create_server((host, 0))
         info = {"master_address": host, "master_port": listener.getsockname()[1], "world_size": size}
         link: Future[Link]
-        if self._slots is None:
+        if not over_host_memory(engine.gpus, self._gpu):
             link = _begin(nccl_link.NcclLink, listener, size, self._seconds, device.current().index)
             info |= {"rank_offset": 1, "packed": True, "packed_buffer_size_bytes": BUCKET_BYTES}
         else:
+            assert self._slots is not None
             link = _begin(gloo_link.TrainerLink, listener, size, self._seconds)
             info |= {"seconds": self._seconds, "memory": asdict(self._slots.describe())}
         engine.init_transfer(info)
@@ -207,9 +221,11 @@ class WeightSender:
             if buffer is None:
                 continue
             sent = _Sent(time.monotonic(), {}, buffer)
+            staged = self._staged(buffer, [self._links[name] for name in there.live])
             for name in list(there.live):
+                link = self._links[name]
                 try:
-                    sent.works[name] = self._links[name].send(buffer)
+                    sent.works[name] = link.send(staged if isinstance(link, gloo_link.TrainerLink) else buffer)
                 except RuntimeError as error:
                     self._lose(there, name, updates[name], _first_line(error))
             under_way.append(sent)
@@ -220,15 +236,22 @@ class WeightSender:
 
     def _buffers(self) -> Iterator[torch.Tensor | None]:
         """What goes over the links; None on other ranks than 0."""
-        if device.has_gpu():
-            yield from nccl_link.packed(self._export.stream())
-            return
         memory = self._memory or self._slots
         if memory is not None:
             memory.restart()
+        if self._gpu is not None:
+            yield from nccl_link.packed(self._export.stream(), self._parts)
+            return
         allocate = memory.allocate if memory else None
         for bucket in self._export.stream(allocate, shared=self._memory is not None):
             yield None if bucket is None else bucket.buffer
+
+    def _staged(self, buffer: torch.Tensor, links: Sequence[Link]) -> torch.Tensor:
+        """A GPU's buffer copied to the slots, where a link wants it there."""
+        if self._gpu is None or not any(isinstance(link, gloo_link.TrainerLink) for link in links):
+            return buffer
+        assert self._slots is not None
+        return self._slots.allocate(len(buffer)).copy_(buffer)
 
     def _await(self, sent: _Sent, there: _Engines, updates: dict[str, "Future[None]"]) -> None:
         """Wait until every engine has a buffer, or has failed."""
@@ -255,7 +278,10 @@ class WeightSender:
             reason = _reason(error)
         there.lose(name, reason)
 
-    def _update_info(self) -> dict[str, Any]:
+    def _make_slots(self) -> gloo_link.Slots:
+        return gloo_link.Slots([size for _, size in self._parts])
+
+    def _update_info(self, engine: EngineControl) -> dict[str, Any]:
         """vLLM's `update_info`."""
         tensors = self._export.tensors
         info = {
@@ -263,7 +289,15 @@ class WeightSender:
             "dtype_names": [str(tensor.dtype).removeprefix("torch.") for tensor in tensors],
             "shapes": [list(tensor.shape) for tensor in tensors],
         }
-        return info if device.has_gpu() else info | {"buckets": [count for count, _ in self._export.buckets]}
+        if not over_host_memory(engine.gpus, self._gpu):
+            return info
+        return info | {"buckets": [count for count, _ in self._parts]}
+
+
+def over_host_memory(engine: Sequence[str], trainer: str | None) -> bool:
+    """Whether an engine on these GPUs is sent its weights over the host's memory by a trainer whose rank 0 is on that
+    one, rather than by NCCL: where there is none, or where they share it, which NCCL refuses."""
+    return trainer is None or trainer in engine
 
 
 def _update(engine: EngineControl, info: dict[str, Any], version: int) -> None:

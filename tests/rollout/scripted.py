@@ -138,6 +138,9 @@ class ScriptedFleet:
     def live(self) -> list[tuple[str, int]]:
         return [("scripted", 1)]
 
+    def gpus(self, name: str) -> list[str]:
+        return [f"GPU of {name}"]
+
     def needs_weights(self) -> bool:
         lost = self.sent == 1 and 0 <= self.script.lose_weights_at <= self.samples
         return lost and self.going.is_set()
@@ -227,7 +230,9 @@ def main() -> int:
     os.write(1, b"a print of C before it begins\n")
     print("a print before it begins")
 
-    def make_fleet(config: object, run_dir: Path, model_folder: Path, max_length: int) -> ScriptedFleet:
+    def make_fleet(
+        config: object, run_dir: Path, model_folder: Path, max_length: int, trainer_gpus: int
+    ) -> ScriptedFleet:
         os.write(1, b"a print of C\n")
         print("a print", flush=True)
         by_statement = {problem.statement: problem for problem in problems()}

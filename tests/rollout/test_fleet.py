@@ -105,6 +105,7 @@ def test_requests_go_where_the_fewest_are_under_way() -> None:
     async def scene(it: Scene) -> None:
         fleet = await it.open([VllmServer(seconds=0.02), VllmServer(seconds=0.02), VllmServer(seconds=0.5)])
         assert fleet.live() == [(server.address, 2) for server in it.servers]
+        assert fleet.gpus(it.servers[1].address) == ["GPU-1", "GPU-2"]
         await all_samples(fleet, requests(6))
         assert [server.most_at_once for server in it.servers] == [2, 2, 2]
         asked = requests(200)

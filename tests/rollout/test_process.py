@@ -61,7 +61,7 @@ def test_the_process_does_what_a_trainer_asks(
         environment = psutil.Process(client._process.pid).environ()
         assert not {"RANK", "LOCAL_RANK"} & environment.keys()
         (engine,) = client.engines()
-        assert (engine.name, engine.workers) == ("scripted", 1)
+        assert (engine.name, engine.workers, engine.gpus) == ("scripted", 1, ("GPU of scripted",))
         with pytest.raises(EngineLost, match="scripted: it was told to fail"):
             engine.update({"fail": True})
         prompts = [np.arange(5, dtype=np.int32), np.arange(3, dtype=np.int32)]

@@ -31,6 +31,7 @@ def test_generation_and_a_change_of_weights_in_flight(vllm_server: str, models: 
         fleet = RemoteFleet(config, policies.MAX_LENGTH, addresses=config.servers)
         await fleet.start()
         assert fleet.live() == [(vllm_server, 1)]
+        assert fleet.gpus(vllm_server) == []  # its worker is asked, which is on a CPU
         await policies.send(fleet, models[1], 1)
         await temperature_is_in_the_logprobs(fleet)
         await weights_change(fleet)

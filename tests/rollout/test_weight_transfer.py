@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import dataclasses
 import functools
 import os
 import signal
@@ -98,6 +99,20 @@ def send_small(folders, controls, after):
         weight_transfer.Export = whole
 
 
+def send_as_from_a_gpu(folders, controls):
+    """`send_small`, from the GPU that all engines are on too: what CUDA would do is left out."""
+    from qedmeg import device
+    from qedmeg.rollout import gloo_link, nccl_link
+
+    kept = device.gpu_name, gloo_link.pin, nccl_link.cut
+    device.gpu_name, gloo_link.pin = (lambda: "GPU-1"), (lambda memory: [])
+    nccl_link.cut = functools.partial(nccl_link.cut, limit=30_000)
+    try:
+        return send_small(folders, controls, None)
+    finally:
+        device.gpu_name, gloo_link.pin, nccl_link.cut = kept
+
+
 def assert_holds(engine, folder, version):
     found, by_worker = engine.holds()
     stored = load_file(folder / "model.safetensors")
@@ -114,6 +129,19 @@ def test_all_engines_get_all_weights(ranks, stand_in, dense):
     engines = [stand_in("one"), stand_in("two", workers=2), stand_in("far", workers=2, other_machine=True)]
     reports = send(ranks, engines, [dense.a, dense.b])
     assert [report.received for report in reports] == [("one", "two", "far")] * 2
+    for engine in engines:
+        assert_holds(engine, dense.b, version=2)
+
+
+def test_engines_on_the_trainers_gpu(ranks, stand_in, dense):
+    """Their buffers are cut as NCCL's are, and copied to the slots."""
+    engines = [stand_in("one"), stand_in("far", workers=2, other_machine=True)]
+    for engine in engines:
+        engine.wait()
+    controls = [dataclasses.replace(engine.control, gpus=("GPU-0", "GPU-1")) for engine in engines]
+    (reports, _), other = ranks(send_as_from_a_gpu, 2, [dense.a, dense.b], controls)
+    assert reports == other[0]
+    assert [report.received for report in reports] == [("one", "far")] * 2
     for engine in engines:
         assert_holds(engine, dense.b, version=2)
 

@@ -82,6 +82,7 @@ class PipeControl:
     workers: int
     path: str
     seconds: float = CALL_SECONDS
+    gpus: tuple[str, ...] = ()
 
     def init_transfer(self, info: dict[str, Any]) -> None:
         self.call("init_transfer", info)
@@ -180,6 +181,7 @@ class HttpControl:
     name: str
     workers: int
     seconds: float = CALL_SECONDS
+    gpus: tuple[str, ...] = ()
 
     def init_transfer(self, info: dict[str, Any]) -> None:
         self.post("init_weight_transfer_engine", {"init_info": info})

@@ -74,6 +74,7 @@ class VllmServer:
         if self.dev_mode:
             add("GET", "/get_world_size", self._world_size)
             add("GET", "/weight_info", self._weight_info)
+            add("POST", "/collective_rpc", self._call_workers)
             for route in ("/pause", "/resume", "/init_weight_transfer_engine", "/start_weight_update"):
                 add("POST", route, self._control)
             for route in ("/update_weights", "/finish_weight_update"):
@@ -109,6 +110,10 @@ class VllmServer:
 
     async def _weight_info(self, _: web.Request) -> web.Response:
         return await self._answer({"weight_version": self.version})
+
+    async def _call_workers(self, request: web.Request) -> web.Response:
+        assert await request.json() == {"method": "gpus"}
+        return await self._answer({"results": [["GPU-1"], ["GPU-2"]]})
 
     async def _control(self, request: web.Request) -> web.Response:
         body = await request.read()
