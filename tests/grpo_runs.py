@@ -19,9 +19,12 @@ ROOT = Path(__file__).parents[1]
 SECONDS = 240.0
 
 
-def write_inputs(folder: Path, judge_url: str, family: str = "qwen3", **settings: Any) -> Path:
-    """`model/`, `problems.jsonl` and `grpo.yaml` in a folder; the path of the last. `settings` are laid over it."""
-    make_checkpoint(folder / "model", family, vocab_size=400, tie_word_embeddings=True)
+def write_inputs(
+    folder: Path, judge_url: str, family: str = "qwen3", model: dict[str, Any] | None = None, **settings: Any
+) -> Path:
+    """`model/`, `problems.jsonl` and `grpo.yaml` in a folder; the path of the last. `settings` are laid over it, and
+    `model` goes into the model's config."""
+    make_checkpoint(folder / "model", family, **({"vocab_size": 400, "tie_word_embeddings": True} | (model or {})))
     save_byte_level(folder / "model", MARKED)
     rubric = [{"name": "case", "points": 3, "description": "n even"}, {"name": "end", "points": 4, "description": "so"}]
     rows = [{"id": f"p{i}", "problem": f"Prove that n^2 + {i} is n.", "rubric": rubric} for i in range(8)]
@@ -49,7 +52,8 @@ def write_inputs(folder: Path, judge_url: str, family: str = "qwen3", **settings
 
 def start(config: Path, *settings: str, ranks: int = 1, recipe: str = "recipes/grpo.py") -> "subprocess.Popen[str]":
     """The recipe in a process group of its own."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     command = [sys.executable, *launcher, recipe, "--config", str(config), *settings]
     return subprocess.Popen(
