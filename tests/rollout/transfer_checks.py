@@ -1,5 +1,6 @@
 """After a transfer vLLM's log-probabilities are transformers' with the new weights: the checks, of any engine."""
 
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -95,15 +96,27 @@ def check_over_http(ranks: Any, engine: HttpControl, weights: Weights) -> None:
 def check_in_flight(ranks: Any, engine: HttpControl, weights: Weights) -> None:
     """Requests that are paused go on with the new weights: each token has the log-probability of its own version."""
     _send(ranks, engine, weights.a, 10)
+    sent = threading.Event()
+
+    def ask(prompt: list[int], seed: int) -> list[Any]:
+        answers = []
+        while not sent.is_set():  # so that one is under way at any time
+            answers.append((prompt, *engine.sample(prompt, 1500, 1.0, seed)))
+        return answers
+
     with ThreadPoolExecutor(len(PROMPTS)) as pool:
-        answers = [pool.submit(engine.sample, prompt, 1500, 1.0, seed) for seed, prompt in enumerate(PROMPTS)]
-        time.sleep(1.5)  # all are under way then, and far from their end
-        _send(ranks, engine, weights.b, 11)
-        for prompt, answer in zip(PROMPTS, answers, strict=True):
-            tokens, logprobs, spans = answer.result(CALL_SECONDS)
+        asking = [pool.submit(ask, prompt, seed) for seed, prompt in enumerate(PROMPTS)]
+        try:
+            time.sleep(1.5)
+            _send(ranks, engine, weights.b, 11)
+        finally:
+            sent.set()
+        answers = [answer for future in asking for answer in future.result(CALL_SECONDS)]
+        across = [answer for answer in answers if len(answer[3]) == 2]
+        assert len(across) >= len(PROMPTS) // 2, [answer[3] for answer in answers]
+        for prompt, tokens, logprobs, spans in across:
             assert [version for version, _ in spans] == ["10", "11"]
             change = spans[1][1]
-            assert 10 < change < len(tokens) - 10
             old, new = (weights.logprobs(path, prompt + tokens)[len(prompt) - 1 :] for path in (weights.a, weights.b))
             np.testing.assert_allclose(logprobs[:change], old[:change], rtol=0, atol=TOLERANCE)
             np.testing.assert_allclose(logprobs[change:], new[change:], rtol=0, atol=TOLERANCE)
