@@ -19,7 +19,9 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM"),
 ]
 SIZES = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "dtype": torch.bfloat16}
-ROLLOUT = {"max_tokens": 24, "gate_prompts": 2, "gate_every": 2, "kv_cache_gib": 1.0}
+# random weights are steep: bf16 alone moves a log-probability by 0.1, other weights move most by more than 1
+TOLERANCE = 0.3
+ROLLOUT = {"max_tokens": 24, "gate_prompts": 2, "gate_every": 2, "gate_tolerance": TOLERANCE, "kv_cache_gib": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +44,8 @@ def _assert_sound(steps: list[dict[str, float]]) -> None:
         assert line["train/rollouts"] == 12
         assert line["train/grad_norm"] > 0
         if line["train/lag_max"] == 0:  # the engine had the weights that the trainer has
-            assert 0 < line["train/mismatch_max"] < 0.3
-    assert all(line["train/gate"] < 0.15 for line in steps if "train/gate" in line)
+            assert 0 < line["train/mismatch_max"] < 2 * TOLERANCE
+            assert line["train/mismatch"] < TOLERANCE / 5
 
 
 def test_trains_goes_on_and_is_converted(judge, tmp_path):
