@@ -1,6 +1,5 @@
 """The demo's starting point: a small Qwen3 with random weights, and a tokenizer trained on proofs and notes."""
 
-import random
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -49,9 +48,8 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> PreTr
 
 def make_base_model(folder: Path, problems: Iterable[Problem], seed: int) -> int:
     """Write a Qwen3 checkpoint of about 1.4 M parameters with random weights; how many parameters it has."""
-    rng = random.Random(seed)
     tokenizer = train_tokenizer(
-        f"{problem.statement} {reference_proof(problem)}\nNotes: {notes(problem, rng)}\nWork: " for problem in problems
+        f"{problem.statement} {reference_proof(problem)}\nNotes: {notes(problem)}\nWork: " for problem in problems
     )
     torch.manual_seed(seed)
     model = Qwen3ForCausalLM(

@@ -1,29 +1,25 @@
-"""Notes on a proof: its sums, differences, products and divisions worked out digit by digit.
+"""Notes on a proof: its sums and differences worked out digit by digit.
 
 What a summary is to the demo's model: a small one gets sums of two digits wrong when it writes them down at once, and
 right when it adds digit by digit. A proof has no room for that, and the notes between two rounds have.
 """
 
-import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from qedmeg.data.problems import Problem, reference_proof
 
 NOTHING = "All is clear."
 """Notes on a proof whose numbers are all small."""
-_CHAIN = re.compile(r"(?<![\w^)])(?<![+*/-] )(\d+(?: [+*-] \d+)+) = ")
+_CHAIN = re.compile(r"(?<![\w^)])(?<![+*/-] )(\d+(?: [+-] \d+)+) = ")
+_DOUBLED = re.compile(r"\b2 \* (\d+) = ")
 _QUOTIENT = re.compile(r"\b(\d+) = (\d+) \* (\d+) \+ \d+")
-_SPREAD = re.compile(r"\b(\d+)\((?:\d*)[a-z] \+ (\d+)\) = ")
-_INDUCTION = re.compile(r"k\(\d*k \+ (\d+)\) \+ 2\((\d*)k \+ (\d+)\) = ")
+_INDUCTION = re.compile(r"k\(\d*k \+ (\d+)\) \+ 2\((\d*)k \+ \d+\) = ")
 
 
-def notes(problem: Problem, rng: random.Random, *, incomplete: float = 0.0, drop: float = 0.3) -> str:
-    """Notes on the problem: with probability `incomplete` some that lack computations, each with probability `drop`."""
-    worked = computations(reference_proof(problem))
-    if rng.random() < incomplete:
-        worked = [one for one in worked if rng.random() >= drop]
-    return " ".join(worked) or NOTHING
+def notes(problem: Problem) -> str:
+    """The notes that the teacher has on the problem."""
+    return " ".join(computations(reference_proof(problem))) or NOTHING
 
 
 def computations(proof: str) -> list[str]:
@@ -31,47 +27,41 @@ def computations(proof: str) -> list[str]:
     found: list[tuple[int, str]] = []
     for match in _CHAIN.finditer(proof):
         found += [(match.start(), line) for line in _chain(match[1])]
+    for match in _DOUBLED.finditer(proof):
+        found += [(match.start(), line) for line in _sum(int(match[1]), int(match[1]))]
     for match in _QUOTIENT.finditer(proof):
-        whole, by, times = map(int, match.groups())
-        if whole >= 10 and by * times:
-            found.append((match.start(), f"{by} * {times} = {by * times}, {_difference(whole, by * times)}"))
-    for match in _SPREAD.finditer(proof):
-        found += [(match.start(), line) for line in _product(int(match[1]), int(match[2]))]
+        whole, multiple = int(match[1]), int(match[2]) * int(match[3])
+        if whole >= 10 and multiple:
+            found.append((match.start(), _difference(whole, multiple)))
     for match in _INDUCTION.finditer(proof):
-        constant, coefficient, last = int(match[1]), int(match[2] or 1), int(match[3])
-        found += [(match.start(), line) for line in (*_sum(constant, 2 * coefficient), *_product(2, last))]
+        found += [(match.start(), line) for line in _sum(int(match[1]), 2 * int(match[2] or 1))]
     return list(dict.fromkeys(line for _, line in sorted(found, key=lambda one: one[0])))
 
 
 def _chain(text: str) -> Iterator[str]:
-    """The steps of `a + b + c` or `a * b * c`, from the left."""
-    first, *rest = re.split(r" ([+*-]) ", text)
+    """The steps of `a + b - c`, from the left."""
+    first, *rest = re.split(r" ([+-]) ", text)
     value = int(first)
     for operation, number in zip(rest[::2], rest[1::2], strict=True):
-        other = int(number)
-        match operation:
-            case "+":
-                yield from _sum(value, other)
-                value += other
-            case "-":
-                if value >= 10:
-                    yield _difference(value, other)
-                value -= other
-            case _:
-                yield from _product(value, other)
-                value *= other
+        if operation == "+":
+            yield from _sum(value, int(number))
+            value += int(number)
+        else:
+            if value >= 10:
+                yield _difference(value, int(number))
+            value -= int(number)
 
 
-def _sum(a: int, b: int) -> Sequence[str]:
+def _sum(a: int, b: int) -> Iterator[str]:
     """`36 + 17: 6 + 7 = 13, 3 + 1 + 1 = 5, 53.`"""
     if a < 10 and b < 10:
-        return ()
+        return
     steps, carry = [], 0
     for x, y in _columns(a, b):
         total = x + y + carry
         steps.append(f"{x} + {y}{' + 1' if carry else ''} = {total}")
         carry = total // 10
-    return (f"{a} + {b}: {', '.join(steps)}, {a + b}.",)
+    yield f"{a} + {b}: {', '.join(steps)}, {a + b}."
 
 
 def _difference(a: int, b: int) -> str:
@@ -82,16 +72,6 @@ def _difference(a: int, b: int) -> str:
         steps.append(f"{x + 10 if digit < 0 else x} - {y}{' - 1' if borrowed else ''} = {digit % 10}")
         borrowed = int(digit < 0)
     return f"{a} - {b}: {', '.join(steps)}, {a - b}."
-
-
-def _product(a: int, b: int) -> Sequence[str]:
-    """`7 * 13: 7 * 3 = 21, 7 * 1 = 7, 91.`: by the digits of the second, which has two."""
-    if a < 10 and b < 10:
-        return ()
-    if a >= 10 > b:
-        a, b = b, a
-    parts = ", ".join(f"{a} * {digit} = {a * int(digit)}" for digit in reversed(str(b)))
-    return (f"{a} * {b}: {parts}, {a * b}.",)
 
 
 def _columns(a: int, b: int) -> Iterator[tuple[int, int]]:

@@ -12,15 +12,15 @@ from qedmeg.reasoning.reasoning_cache import CachePrompts, State, reason_message
 
 WRONG = 0.2
 """Share of the numbers that a draft gets wrong, of the drafts that do."""
-KINDS = ("proof", "proof", "notes", "proof from notes")
+KINDS = ("proof", "notes", "proof", "notes", "proof from notes")
 """Of the rows, in turn."""
 
 
 def write_teacher_rows(
     path: Path, problems: Sequence[Problem], count: int, incomplete: float, prompts: CachePrompts, seed: int
 ) -> None:
-    """`count` rows of prompt and answer for SFT, half of them proofs of the problem alone. A share of the answers lacks
-    sentences, as published ones do."""
+    """`count` rows of prompt and answer for SFT. A share of the proofs that are written at once lacks sentences, as
+    published ones do; notes, and the proofs that go on from them, are whole."""
     rng = random.Random(seed)
     with path.open("w") as file:
         for row in range(count):
@@ -29,14 +29,19 @@ def write_teacher_rows(
 
 
 def _row(kind: str, problem: Problem, incomplete: float, prompts: CachePrompts, rng: random.Random) -> tuple[str, str]:
-    if kind == "notes":
-        before = notes(problem, rng, incomplete=incomplete) if rng.random() < 0.5 else ""
-        draft = flawed(demonstration(problem, rng, incomplete=incomplete), rng)
-        (message,) = summary_messages(State(problem.statement, 1, before), draft, "replace", prompts)
-        return message.content, notes(problem, rng, incomplete=incomplete)
-    summary = notes(problem, rng, incomplete=incomplete) if kind == "proof from notes" else ""
-    (message,) = reason_messages(State(problem.statement, 1, summary), prompts)
-    return message.content, demonstration(problem, rng, incomplete=incomplete)
+    match kind:
+        case "notes":
+            before = notes(problem) if rng.random() < 0.3 else ""
+            draft = flawed(demonstration(problem, rng, incomplete=incomplete / 2), rng)
+            messages = summary_messages(State(problem.statement, 1, before), draft, "replace", prompts)
+            answer = notes(problem)
+        case "proof from notes":
+            messages = reason_messages(State(problem.statement, 2, notes(problem)), prompts)
+            answer = demonstration(problem, rng)
+        case _:
+            messages = reason_messages(State(problem.statement, 1, ""), prompts)
+            answer = demonstration(problem, rng, incomplete=incomplete)
+    return messages[0].content, answer
 
 
 def flawed(proof: str, rng: random.Random) -> str:
