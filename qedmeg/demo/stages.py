@@ -68,8 +68,8 @@ def _command(*arguments: object, threads: int = 1) -> None:
 
 
 def rounds_of_the_cache() -> int:
-    """Rounds of its chains, and of the proofs that are graded."""
-    return _cache().rounds
+    """Rounds of the proofs that are graded: its chains end with a summary, and that is gone on from here too."""
+    return _cache().rounds + 1
 
 
 def cache_prompts() -> CachePrompts:
@@ -162,9 +162,9 @@ def _evaluate(name: str, samples: int) -> Callable[[Path], dict[str, Any]]:
 
 def _evaluate_rounds(name: str) -> Callable[[Path], dict[str, Any]]:
     def evaluate(folder: Path) -> dict[str, Any]:
-        kept = {"rounds", "keep", "prompts", "reason_tokens", "summary_tokens"}
-        given = _cache().model_dump(mode="json", include=kept).items()
-        settings = [word for key, value in given for word in ("--set", f"scaffold.{key}={json.dumps(value)}")]
+        kept = {"keep", "prompts", "reason_tokens", "summary_tokens"}
+        given = _cache().model_dump(mode="json", include=kept) | {"rounds": rounds_of_the_cache()}
+        settings = [word for key, value in given.items() for word in ("--set", f"scaffold.{key}={json.dumps(value)}")]
         options = ("--scaffold", "reasoning_cache", "--every-round", "--samples", ROUNDS_SAMPLES, *settings)
         return _prove(folder, name, rounds_run(name), *options)
 

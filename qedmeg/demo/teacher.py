@@ -12,7 +12,7 @@ from qedmeg.reasoning.reasoning_cache import CachePrompts, State, reason_message
 
 WRONG = 0.2
 """Share of the numbers that a draft gets wrong, of the drafts that do."""
-KINDS = ("proof", "notes", "proof", "notes", "proof from notes")
+KINDS = ("proof", "notes", "proof from notes")
 """Of the rows, in turn."""
 
 

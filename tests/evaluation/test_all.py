@@ -50,22 +50,22 @@ def test_greedy_and_every_round_are_runs_of_their_own(model, tmp_path, monkeypat
     assert everything.main() == 0
     results = Results(tmp_path / "results.sqlite")
     names = ["one", "one round 1", "one round 2", "one greedy", "one greedy round 1", "one greedy round 2"]
-    assert sorted(run.name for run in results.runs()) == sorted(names)
+    assert sorted(one.name for one in results.runs()) == sorted(names)
     for name, samples in (("one", 2), ("one greedy", 1)):
         for problem in results.problems(name):
             for sample in range(samples):
                 replies = {one.call.path: one.reply for one in results.calls(name, problem.id, sample)}
                 assert len(replies) == 5
                 tokens = 0
-                for number, run in enumerate((f"{name} round 1", f"{name} round 2", name), 1):
+                for number, part in enumerate((f"{name} round 1", f"{name} round 2", name), 1):
                     (attempt,) = [
-                        one for one in results.attempts(run) if (one.problem, one.sample) == (problem.id, sample)
+                        one for one in results.attempts(part) if (one.problem, one.sample) == (problem.id, sample)
                     ]
                     tokens += replies[f"round {number}/reason"].tokens
                     assert attempt.tokens == tokens  # until the round's answer
                     tokens += replies[f"round {number}/summarise"].tokens if number < 3 else 0
     assert not any(results.calls("one round 1", problem.id, 0) for problem in results.problems("one"))  # nothing new
-    settings_of = {run.name: run.settings for run in results.runs()}
+    settings_of = {one.name: one.settings for one in results.runs()}
     assert settings_of["one greedy"]["models"]["prover"]["temperature"] == 0
     assert settings_of["one"]["models"]["prover"]["temperature"] == 1
     assert {one.regrade for name in names for one in results.grades(name)} == {0}
