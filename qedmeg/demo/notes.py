@@ -14,7 +14,7 @@ NOTHING = "All is clear."
 """Notes on a proof whose numbers are all small."""
 _CLAIMS = re.compile(
     r"(?<![\w^)])(?<![+*/-] )(?P<chain>\d+(?: [+-] \d+)+) = \d+"
-    r"|\b2 \* (?P<doubled>\d+) = \d+"
+    r"|(?<!\* )\b2 \* (?P<doubled>\d+) = \d+"
     r"|\b(?P<whole>\d+) = (?P<by>\d+) \* (?P<times>\d+) \+ \d+"
     r"|k\(\d*k \+ (?P<linear>\d+)\) \+ 2\((?P<step>\d*)k \+ \d+\) = \d*k\^2 \+ \d+k \+ \d+"
     r"|\b(?P<factor>\d)\(\d*[a-z] \+ (?P<constant>\d+)\) = \d+[a-z] \+ \d+"
