@@ -1,4 +1,4 @@
-"""The demo's starting point: a small Qwen3 with random weights, and a tokenizer trained on proofs and notes."""
+"""The demo's starting point: a small Qwen3 with random weights, and a tokenizer trained on proofs."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,7 +8,6 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from qedmeg.data.problems import Problem, reference_proof
-from qedmeg.demo.notes import notes
 
 VOCABULARY = 512
 CONTEXT = 640
@@ -48,9 +47,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> PreTr
 
 def make_base_model(folder: Path, problems: Iterable[Problem], seed: int) -> int:
     """Write a Qwen3 checkpoint of about 1.4 M parameters with random weights; how many parameters it has."""
-    tokenizer = train_tokenizer(
-        f"{problem.statement} {reference_proof(problem)}\nNotes: {notes(problem)}\nWork: " for problem in problems
-    )
+    tokenizer = train_tokenizer(f"{problem.statement} {reference_proof(problem)}" for problem in problems)
     torch.manual_seed(seed)
     model = Qwen3ForCausalLM(
         Qwen3Config(

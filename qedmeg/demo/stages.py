@@ -13,7 +13,7 @@ from qedmeg.config_rc import CacheConfig, RCConfig
 from qedmeg.data.problems import generate
 from qedmeg.demo import base_model
 from qedmeg.demo.scores import RESULTS, rounds_run
-from qedmeg.demo.teacher import write_teacher_rows
+from qedmeg.demo.teacher import write_lessons, write_teacher_proofs
 from qedmeg.monitor.metrics import read_metrics
 from qedmeg.reasoning.reasoning_cache import CachePrompts
 from qedmeg.settings import load_config
@@ -21,12 +21,14 @@ from qedmeg.settings import load_config
 ROOT = Path(__file__).parent.parent.parent
 SFT_CONFIG = "recipes/configs/sft_demo.yaml"
 GRPO_CONFIG = "recipes/configs/grpo_demo.yaml"
+NOTES_CONFIG = "recipes/configs/notes_demo.yaml"
 RC_CONFIG = "recipes/configs/rc_demo.yaml"
 HELD_OUT = 108
 SAMPLES = 4
 BASE_SAMPLES = 1  # a model of random weights earns nothing, and writes to the last token that it may
 ROUNDS_SAMPLES = 2
-TEACHER_ROWS = 24_000
+TEACHER_PROOFS = 24_000
+LESSONS = 16_000
 INCOMPLETE = 0.5
 """Share of the teacher proofs that lack sentences, as published teacher data holds incomplete proofs."""
 PROBLEMS = 2000
@@ -73,7 +75,7 @@ def rounds_of_the_cache() -> int:
 
 
 def cache_prompts() -> CachePrompts:
-    """The words in which the teacher and the reasoning cache ask the demo's model."""
+    """The words in which the lessons and the reasoning cache ask the demo's model."""
     prompts = _cache().prompts
     assert prompts is not None
     return prompts
@@ -86,8 +88,7 @@ def _cache() -> CacheConfig:
 def _make_base(folder: Path) -> dict[str, Any]:
     problems = generate("train", PROBLEMS, SEED)
     parameters = base_model.make_base_model(folder / "base", problems, SEED)
-    rows = folder / "teacher_proofs.jsonl"
-    write_teacher_rows(rows, problems, TEACHER_ROWS, INCOMPLETE, cache_prompts(), SEED)
+    write_teacher_proofs(folder / "teacher_proofs.jsonl", problems, TEACHER_PROOFS, INCOMPLETE, SEED)
     return {"parameters": parameters}
 
 
@@ -115,8 +116,15 @@ def _reinforce(folder: Path) -> dict[str, Any]:
     return _train("recipes/grpo.py", GRPO_CONFIG, folder / "run-grpo", settings)
 
 
+def _teach_notes(folder: Path) -> dict[str, Any]:
+    lessons = folder / "lessons.jsonl"
+    write_lessons(lessons, generate("train", PROBLEMS, SEED), LESSONS, cache_prompts(), SEED)
+    settings = (f"model.hf={folder / 'grpo'}", f"data.train={lessons}", f"data.cache={folder / 'documents'}")
+    return _train("recipes/sft.py", NOTES_CONFIG, folder / "run-notes", settings)
+
+
 def _reinforce_with_cache(folder: Path) -> dict[str, Any]:
-    settings = (f"model.hf={folder / 'grpo'}", f"data.train={folder / 'rl_problems.jsonl'}")
+    settings = (f"model.hf={folder / 'notes'}", f"data.train={folder / 'rl_problems.jsonl'}")
     return _train("recipes/rc.py", RC_CONFIG, folder / "run-rc", settings)
 
 
@@ -192,6 +200,8 @@ STAGES = (
 )
 """Of `make demo`."""
 RC_STAGES = (
+    Stage("teach notes", _teach_notes, "rc"),
+    Stage("notes to Hugging Face", _convert_back("notes"), "rc"),
     Stage("RC", _reinforce_with_cache, "rc"),
     Stage("RC to Hugging Face", _convert_back("rc"), "rc"),
     Stage("prove: RC", _evaluate("rc", SAMPLES), "rc"),
