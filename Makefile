@@ -6,7 +6,7 @@ READY := $(VENV)/installed
 # torch and vLLM are half a minute of compiling at every start of a process that may not keep their bytecode
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo demo-clean test test-slurm lint clean
+.PHONY: install demo demo-rc demo-clean test test-slurm lint clean
 
 install: $(READY)
 
@@ -21,6 +21,9 @@ $(READY): requirements.txt pyproject.toml
 
 demo: $(READY)
 	$(BIN)/python recipes/demo.py
+
+demo-rc: $(READY)
+	$(BIN)/python recipes/demo.py --cache
 
 demo-clean:
 	rm -rf runs/demo

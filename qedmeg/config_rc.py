@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from qedmeg.config import EndpointConfig
 from qedmeg.config_rl import GRPOConfig
+from qedmeg.reasoning.reasoning_cache import CachePrompts
 from qedmeg.settings import Settings
 
 
@@ -17,9 +18,8 @@ class CacheConfig(Settings):
     state after the last summary."""
     keep: Literal["replace", "append"] = "replace"
     """`replace`: a summary takes the place of the one before it. `append`: it stands after those before it."""
-    prompts: Literal["scaffold", "bare"] = "scaffold"
-    """`scaffold`: what the scaffold `reasoning_cache` of an evaluation asks. `bare`: data.prompt, then the texts
-    without a word of instruction, for a model too small to be told anything, such as the demo's."""
+    prompts: CachePrompts | None = None
+    """Questions in other words than ours. None: ours, which the scaffold `reasoning_cache` asks too."""
     reason_tokens: int | None = Field(default=None, ge=1)
     """Most tokens of a round's reasoning in a chain. None: rollout.max_tokens."""
     summary_tokens: int = Field(default=2048, ge=1)
@@ -86,10 +86,9 @@ class RCConfig(GRPOConfig):
 
     @model_validator(mode="after")
     def _fits_the_cache(self) -> Self:
-        if self.cache.prompts == "scaffold" and self.data.prompt != "{problem}":
+        if self.data.prompt != "{problem}":
             raise ValueError(
-                f"data.prompt {self.data.prompt!r}: the cache has prompts of its own; leave it out, or set "
-                "cache.prompts to bare"
+                f"data.prompt {self.data.prompt!r}: the cache has prompts of its own; leave it out, set cache.prompts"
             )
         if self.cache.states_per_problem > self.data.prompts_per_step:
             raise ValueError(

@@ -38,6 +38,10 @@ class ServedModel:
         tokens = 0 if used.usage is None else used.usage.completion_tokens
         return Reply(text, thinking, "length" if cut_off else "stop", tokens, used.cost, clock() - started)
 
+    def greedy(self) -> "ServedModel":
+        """The same at temperature 0, over connections of its own."""
+        return ServedModel(self._client.config.model_copy(update={"temperature": 0.0}))
+
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()

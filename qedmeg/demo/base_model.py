@@ -1,7 +1,5 @@
-"""The demo's starting point: a small Qwen3 with random weights, a tokenizer trained on proofs, and teacher proofs."""
+"""The demo's starting point: a small Qwen3 with random weights, and a tokenizer trained on proofs."""
 
-import json
-import random
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,10 +7,12 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from qedmeg.data.problems import Problem, demonstration, reference_proof
+from qedmeg.data.problems import Problem, reference_proof
 
 VOCABULARY = 512
-MAX_LENGTH = 320
+CONTEXT = 640
+LONGEST_PROOF = 320
+"""With its problem, in tokens."""
 END, PAD = "<|im_end|>", "<|endoftext|>"
 _TOKENS = Regex(r" ?[A-Za-z]+ ?| ?[^\sA-Za-z0-9] ?|[0-9]|\s+")
 """What BPE may merge within. Digits stay single and spaces go with their neighbours: a digit is one token everywhere,
@@ -58,7 +58,7 @@ def make_base_model(folder: Path, problems: Iterable[Problem], seed: int) -> int
             num_attention_heads=8,
             num_key_value_heads=2,
             head_dim=32,
-            max_position_embeddings=2 * MAX_LENGTH,
+            max_position_embeddings=CONTEXT,
             rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
             tie_word_embeddings=False,
             initializer_range=0.06,
@@ -71,13 +71,3 @@ def make_base_model(folder: Path, problems: Iterable[Problem], seed: int) -> int
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def write_teacher_proofs(path: Path, problems: list[Problem], count: int, incomplete: float, seed: int) -> None:
-    """`count` rows of problem and proof for SFT; a share of the proofs lacks sentences, as published ones do."""
-    rng = random.Random(seed)
-    with path.open("w") as file:
-        for row in range(count):
-            problem = problems[row % len(problems)]
-            proof = demonstration(problem, rng, incomplete=incomplete)
-            file.write(json.dumps({"problem": problem.statement, "proof": proof}) + "\n")

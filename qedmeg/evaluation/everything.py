@@ -35,8 +35,8 @@ def main() -> int:
     with closing(begun(arguments.out)) as results:
         against = None if arguments.against is None else find_run(results, arguments.against)
         status = say(asyncio.run(answer(results, todo)), todo.run)
-        status = max(status, asyncio.run(grade_runs(results, [name], grader, arguments)))
-        stats.tell(stats.summaries(results, [name], None), arguments.report)
+        status = max(status, asyncio.run(grade_runs(results, todo.names, grader, arguments)))
+        stats.tell(stats.summaries(results, todo.names, None), arguments.report)
         if against is not None:
             both = (results, find_run(results, name)), (results, against)
             compare.tell(compare.compare(*compare.read_both(*both, None)), arguments.report)

@@ -22,6 +22,9 @@ class Outcome:
     failed: Counter[str] = field(default_factory=Counter)
     """Attempts that a model left without a reply, by kind of failure: tried again when the run goes on."""
 
+    def __add__(self, other: "Outcome") -> "Outcome":
+        return Outcome(self.finished + other.finished, self.known + other.known, self.failed + other.failed)
+
 
 async def generate(
     results: Results,
@@ -33,6 +36,7 @@ async def generate(
     *,
     budget: int | None,
     concurrency: int,
+    replies_of: str | None = None,
 ) -> Outcome:
     """Make all attempts of a run that are not finished yet, `concurrency` of them side by side.
 
@@ -45,6 +49,7 @@ async def generate(
         models: by role.
         budget: most tokens that the replies of one attempt may have; None: no limit.
         concurrency: attempts at a time, whatever their number of calls.
+        replies_of: the run that replies are kept for. None: this one.
     """
     done = {(one.problem, one.sample) for one in results.attempts(run)}
     # the first sample of every problem, then the second: what is there of a run that was stopped tells the most
@@ -54,7 +59,7 @@ async def generate(
 
         async def make(place: tuple[BenchmarkProblem, int]) -> None:
             problem, sample = place
-            log, seed = results.log(run, problem.id, sample), seed_of(problem.id, sample)
+            log, seed = results.log(replies_of or run, problem.id, sample), seed_of(problem.id, sample)
             session = Session(problem.question, models, log, budget=budget, seed=seed)
             try:
                 solution = await attempt(scaffold, session)

@@ -2,8 +2,9 @@
 
 import argparse
 import asyncio
+from collections.abc import Mapping
 from contextlib import AsyncExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from qedmeg.evaluation.generate import Outcome, generate
 from qedmeg.evaluation.problem import BenchmarkProblem
 from qedmeg.evaluation.results import EvaluationRun, Results
 from qedmeg.evaluation.serving import ModelSource, find_model, ready_models, served
+from qedmeg.reasoning.call import Model
 from qedmeg.reasoning.prompts import prompts_hash
 from qedmeg.reasoning.scaffolds import SCAFFOLDS, find_scaffold, make_scaffold
 from qedmeg.reasoning.session import PROVER, Scaffold
 from qedmeg.settings import check_settings, parse_value
 
 EMBEDDED_PROBLEMS = 108
+ROUNDS_OF = "reasoning_cache"
 _MODEL, _SCAFFOLD = "model", "scaffold"
 
 
@@ -47,6 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="such as model.temperature=0.6, scaffold.rounds=2 or verifier.max_tokens=4096",
     )
     parser.add_argument("--samples", type=int, default=1, help="attempts at each problem (default: %(default)s)")
+    parser.add_argument(
+        "--greedy", action="store_true", help="one more attempt at each at temperature 0, as the run 'NAME greedy'"
+    )
+    parser.add_argument(
+        "--every-round",
+        action="store_true",
+        help=f"of {ROUNDS_OF}: what its earlier rounds answered, as the runs 'NAME round 1', ...",
+    )
     parser.add_argument("--budget", type=int, help="most tokens an attempt may generate (default: no limit)")
     parser.add_argument(
         "--concurrency", type=int, default=256, help="attempts that are made side by side (default: %(default)s)"
@@ -66,6 +77,16 @@ class PreparedRun:
     """By role."""
     budget: int | None
     concurrency: int
+    greedy: bool = False
+    """Answer once more, at temperature 0."""
+    earlier_rounds: tuple["PreparedRun", ...] = ()
+    """Of the reasoning cache: the same with fewer rounds, whose replies are all known once this is answered."""
+
+    @property
+    def names(self) -> list[str]:
+        """Of all runs that are made."""
+        greedy = _greedy(self).names if self.greedy else []
+        return [*(one.run.name for one in self.earlier_rounds), self.run.name, *greedy]
 
 
 def prepared(arguments: argparse.Namespace) -> PreparedRun:
@@ -110,28 +131,71 @@ def prepared(arguments: argparse.Namespace) -> PreparedRun:
         "models": {role: source.settings() for role, source in models.items()},
     }
     run = EvaluationRun(name, arguments.benchmark, models[PROVER].name, arguments.scaffold, arguments.samples, settings)
-    return PreparedRun(run, problems, scaffold, models, arguments.budget, arguments.concurrency)
+    whole = PreparedRun(
+        run, problems, scaffold, models, arguments.budget, arguments.concurrency, greedy=arguments.greedy
+    )
+    return replace(whole, earlier_rounds=_earlier_rounds(whole)) if arguments.every_round else whole
+
+
+def _earlier_rounds(whole: PreparedRun) -> tuple[PreparedRun, ...]:
+    """Raises UserError where the scaffold has no rounds."""
+    if whole.run.scaffold != ROUNDS_OF:
+        raise UserError(f"--every-round: {whole.run.scaffold} has no rounds to tell apart; {ROUNDS_OF} has")
+    made = []
+    for rounds in range(1, whole.run.settings["scaffold"]["rounds"]):
+        scaffold = whole.run.settings["scaffold"] | {"rounds": rounds}
+        run = replace(
+            whole.run, name=f"{whole.run.name} round {rounds}", settings=whole.run.settings | {"scaffold": scaffold}
+        )
+        made.append(replace(whole, run=run, scaffold=make_scaffold(ROUNDS_OF, scaffold), greedy=False))
+    return tuple(made)
+
+
+def _greedy(one: PreparedRun) -> PreparedRun:
+    """The same at temperature 0, once for each problem."""
+    models = {role: source.greedy() for role, source in one.models.items()}
+    settings = one.run.settings | {"models": {role: source.settings() for role, source in models.items()}}
+    run = replace(one.run, name=f"{one.run.name} greedy", samples=1, settings=settings)
+    earlier = tuple(_greedy(earlier) for earlier in one.earlier_rounds)
+    return replace(one, run=run, models=models, greedy=False, earlier_rounds=earlier)
 
 
 async def answer(results: Results, prepared: PreparedRun) -> Outcome:
     """Start what models are to be started, and make the attempts that are not finished. Servers write their logs into
     the folder `logs` beside the results."""
-    run, logs = prepared.run, results.path.parent / "logs"
-    results.begin(run, prepared.problems)
+    runs = [prepared, *([_greedy(prepared)] if prepared.greedy else [])]
+    for run in runs:
+        results.begin(run.run, run.problems)
     async with AsyncExitStack() as ending:
         models = {
-            role: await ending.enter_async_context(served(source, logs)) for role, source in prepared.models.items()
+            role: await ending.enter_async_context(served(source, results.path.parent / "logs"))
+            for role, source in prepared.models.items()
         }
-        return await generate(
+        outcome = await _answer(results, prepared, models)
+        if prepared.greedy:
+            greedy = {role: model.greedy() for role, model in models.items()}
+            for model in greedy.values():
+                ending.push_async_callback(model.close)
+            outcome += await _answer(results, _greedy(prepared), greedy)
+    return outcome
+
+
+async def _answer(results: Results, whole: PreparedRun, models: Mapping[str, Model]) -> Outcome:
+    outcome = Outcome()
+    for part in (whole, *whole.earlier_rounds):
+        results.begin(part.run, part.problems)
+        outcome += await generate(
             results,
-            run.name,
-            prepared.problems,
-            run.samples,
-            prepared.scaffold,
+            part.run.name,
+            part.problems,
+            part.run.samples,
+            part.scaffold,
             models,
-            budget=prepared.budget,
-            concurrency=prepared.concurrency,
+            budget=part.budget,
+            concurrency=part.concurrency,
+            replies_of=whole.run.name,
         )
+    return outcome
 
 
 def say(outcome: Outcome, run: EvaluationRun) -> int:

@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,12 @@ class ModelSource:
             return self.endpoint.model_dump(mode="json", include=shared)
         sampling = self.local.model_dump(mode="json", include={"temperature", "top_p", "max_tokens", "max_length"})
         return {"model": self.name, "weights": self.weights, **sampling}
+
+    def greedy(self) -> "ModelSource":
+        """The same at temperature 0."""
+        if self.endpoint is not None:
+            return replace(self, endpoint=self.endpoint.model_copy(update={"temperature": 0.0}))
+        return replace(self, local=self.local.model_copy(update={"temperature": 0.0}))
 
 
 def find_model(name: str, settings: dict[str, Any]) -> ModelSource:

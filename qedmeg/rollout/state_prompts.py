@@ -78,14 +78,14 @@ class StatePrompts:
 
     def _fitted(self, state: State, limit: int) -> tuple[State, npt.NDArray[np.int32]]:
         while True:
-            tokens_P = self._tokens(self._reason_messages(state))
+            tokens_P = self._tokens(reason_messages(state, self.cache.prompts))
             if len(tokens_P) <= limit or not state.summary:
                 return state, tokens_P
             state = State(state.problem, state.round, self._shorter(state.summary, len(tokens_P) - limit))
 
     def _summarise(self, state: State, reasoning: str) -> tuple[tuple[Message, ...], npt.NDArray[np.int32]]:
         while True:
-            messages = self._summary_messages(state, reasoning)
+            messages = summary_messages(state, reasoning, self.cache.keep, self.cache.prompts)
             tokens_P = self._tokens(messages)
             if len(tokens_P) <= self.room.summary or not reasoning:
                 return messages, tokens_P
@@ -95,20 +95,6 @@ class StatePrompts:
         """Without its first `excess` tokens, and shorter in any case."""
         rest = self.cleaned(self.tokenizer.decode(self.tokenizer.encode(text)[excess:]))
         return rest if len(rest) < len(text) else text[1 + len(text) // 16 :]
-
-    def _reason_messages(self, state: State) -> tuple[Message, ...]:
-        if self.cache.prompts == "bare":
-            return (Message("user", "\n".join([self._question(state), *([state.summary] if state.summary else [])])),)
-        return reason_messages(state)
-
-    def _summary_messages(self, state: State, reasoning: str) -> tuple[Message, ...]:
-        if self.cache.prompts == "bare":
-            texts = [self._question(state), *([state.summary] if state.summary else []), reasoning]
-            return (Message("user", "\n".join(texts)),)
-        return summary_messages(state, reasoning, self.cache.keep)
-
-    def _question(self, state: State) -> str:
-        return self.data.prompt.format(problem=state.problem)
 
     def _tokens(self, messages: tuple[Message, ...]) -> npt.NDArray[np.int32]:
         plain = tuple({"role": message.role, "content": message.content} for message in messages)
@@ -135,8 +121,8 @@ def make_state_prompts(
     one = State(longest, 2, "x")
     reason_tokens = cache.reason_tokens or rollout.max_tokens
     notes = cache.summary_tokens * (cache.rounds if cache.keep == "append" else 1)
-    state = len(free._tokens(free._reason_messages(one))) + notes
-    summary = len(free._tokens(free._summary_messages(one, "x"))) + notes + reason_tokens
+    state = len(free._tokens(reason_messages(one, cache.prompts))) + notes
+    summary = len(free._tokens(summary_messages(one, "x", cache.keep, cache.prompts))) + notes + reason_tokens
     trained = min(context, data.tokens_per_microbatch)
     told = f"cache.summary_tokens {cache.summary_tokens}" + (
         f", kept of {cache.rounds} rounds" if cache.keep == "append" else ""

@@ -9,7 +9,7 @@ from pathlib import Path
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from qedmeg.data.problems import Problem, generate
-from qedmeg.demo.pipeline import PROBLEMS, SEED
+from qedmeg.demo.stages import PROBLEMS, SEED
 from qedmeg.monitor.metrics import read_metrics
 from qedmeg.rollout.schedule import prompt_of
 from tests.benchmarks.side_by_side import ROOT, Run, run

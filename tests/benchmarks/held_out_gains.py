@@ -18,8 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from qedmeg.demo.base_model import MAX_LENGTH
-from qedmeg.demo.pipeline import HELD_OUT, SAMPLES
+from qedmeg.demo.stages import HELD_OUT, SAMPLES
 from tests.benchmarks.grpo_runs import train, write_problems
 from tests.benchmarks.side_by_side import ROOT, run
 
@@ -30,12 +29,15 @@ THREADS = 2
 
 def score(model: Path, folder: Path) -> dict[str, Any]:
     """Points of 7, means over the held-out problems: sampled and greedy."""
-    out = folder / f"{model.name}.scores.json"
-    options = ["--problems", HELD_OUT, "--samples", SAMPLES, "--max-length", MAX_LENGTH]
-    command = ["eval/embedded.py", "--model", model.absolute(), "--out", out, *options]
-    run([sys.executable, *map(str, command)], THREADS, out.with_suffix(".log"))
-    found = json.loads(out.read_text())
-    return {name: found[name] for name in ("score", "greedy", "problems", "samples")}
+    report = folder / f"{model.name}.scores"
+    asked = ["--benchmark", "embedded", "--problems", HELD_OUT, "--set", 'scaffold.prompt="{problem}"']
+    options = ["--samples", SAMPLES, "--greedy", "--name", model.name, "--report", report]
+    command = ["eval/all.py", "--model", model.absolute(), "--out", folder / "results.sqlite", *asked, *options]
+    run([sys.executable, *map(str, command)], THREADS, report.with_suffix(".log"))
+    sampled, greedy = json.loads((report / "stats.json").read_text())
+    whole = sampled["whole"]
+    found = {"score": whole["mean"], "greedy": greedy["whole"]["mean"]}
+    return found | {"problems": whole["problems"], "samples": sampled["samples"]}
 
 
 def improve(algorithm: str, model: Path, steps: int | None, folder: Path) -> dict[str, Any]:

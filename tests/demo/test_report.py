@@ -1,8 +1,13 @@
 """The demo's report shows what a model wrote as text, and nothing of it runs."""
 
 from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
 
 from qedmeg.demo.report import write_report
+from qedmeg.demo.scores import compare_runs, read_rounds, read_score
+from tests.demo.scored import add_model, add_rounds
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)">'
 
@@ -14,32 +19,21 @@ class _Attributes(HTMLParser):
         self.found |= {name for name, _ in attrs}
 
 
-def _evaluation(score):
-    proof = {
-        "problem": "p",
-        "family": "parity",
-        "statement": "Prove it.",
-        "proof": HOSTILE,
-        "finish_reason": "stop",
-        "points": 3,
-        "of": 7,
-        "items": [["conclusion", 0, 1, f'not shown "{HOSTILE}']],
-    }
-    return {
-        "score": score,
-        "greedy": score + 0.5,
-        "problems": 1,
-        "by_item": {"parity / conclusion": [score / 7, 0.0]},
-        "proofs": [proof],
-    }
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, points in (("base", 0), ("sft", 3), ("grpo", 5), ("rc", 5)):
+        add_model(tmp_path, name, points, proof=HOSTILE)
+    for name, points in (("sft", (3, 4)), ("grpo", (5, 5)), ("rc", (5, 7))):
+        add_rounds(tmp_path, name, points)
+    return tmp_path
 
 
-def test_report_escapes_proofs_and_shows_scores(tmp_path):
+def test_report_escapes_proofs_and_shows_scores(folder):
     metrics = [{"step": step, "train/loss": 5.0 - step} for step in range(3)]
     rewards = [{"step": step, "train/reward": step / 3} for step in range(3)]
-    evaluations = {"base": _evaluation(0.0), "sft": _evaluation(3.25), "grpo": _evaluation(5.0)}
-    write_report(tmp_path / "report.html", evaluations, metrics, rewards)
-    page = (tmp_path / "report.html").read_text()
+    scores = {name: read_score(folder, name) for name in ("base", "sft", "grpo")}
+    write_report(folder / "report.html", scores, {"sft": metrics, "grpo": rewards}, {}, [])
+    page = (folder / "report.html").read_text()
     assert "<script>" not in page
     assert "<img" not in page
     assert "&lt;script&gt;" in page
@@ -47,6 +41,25 @@ def test_report_escapes_proofs_and_shows_scores(tmp_path):
     parser.feed(page)
     assert "title" in parser.found
     assert not {name for name in parser.found if name.startswith("on")} | parser.found & {"src", "shown"}
-    assert "3.25" in page
+    assert "3.00" in page
     assert page.count("<svg") == 3
-    assert "1 items rose: parity / conclusion (+0.25)" in page
+    assert "From sft to grpo, sampled, 2 items rose" in page
+    assert "parity / conclusion (+0.29)" in page
+    assert "by round" not in page
+
+
+def test_report_of_the_cache_shows_scores_by_round(folder):
+    metrics = [{"step": step, "train/loss": 5.0 - step} for step in range(3)]
+    rewards = [{"step": step, "train/reward": step / 3} for step in range(3)]
+    names = ("base", "sft", "grpo", "rc")
+    scores = {name: read_score(folder, name) for name in names}
+    rounds = {name: read_rounds(folder, name, 2) for name in names[1:]}
+    assert [each.whole.mean for each in rounds["rc"].by_round] == [5.0, 7.0]
+    compared = [compare_runs(folder, "rc cache", "rc cache round 1")]
+    trainings = {"sft": metrics, "grpo": rewards, "rc": rewards}
+    write_report(folder / "report.html", scores, trainings, rounds, compared)
+    page = (folder / "report.html").read_text()
+    assert page.count("<svg") == 4
+    assert "Score by round" in page
+    assert "rc cache 7.00, rc cache round 1 5.00: +2.00 of 7 points" in page
+    assert "From sft to rc" in page

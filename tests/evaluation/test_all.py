@@ -40,6 +40,37 @@ def test_from_problems_to_statistics_and_on_again(model, tmp_path, monkeypatch, 
     assert compared["whole"]["difference"]["mean"] == 0
 
 
+def test_greedy_and_every_round_are_runs_of_their_own(model, tmp_path, monkeypatch):
+    words = {"again": "{problem} {summary}", "summarise": "{problem} {summary} {reasoning}"}
+    settings = {"rounds": 3, "reason_tokens": 8, "summary_tokens": 4, "prompts": words}
+    options = ["--benchmark", "embedded", "--problems", "3", "--samples", "2", "--model", model, "--greedy"]
+    options += ["--scaffold", "reasoning_cache", "--every-round", "--out", tmp_path / "results.sqlite"]
+    options += [word for key, value in settings.items() for word in ("--set", f"scaffold.{key}={json.dumps(value)}")]
+    monkeypatch.setattr(sys, "argv", ["all.py", *map(str, options), "--name", "one"])
+    assert everything.main() == 0
+    results = Results(tmp_path / "results.sqlite")
+    names = ["one", "one round 1", "one round 2", "one greedy", "one greedy round 1", "one greedy round 2"]
+    assert sorted(one.name for one in results.runs()) == sorted(names)
+    for name, samples in (("one", 2), ("one greedy", 1)):
+        for problem in results.problems(name):
+            for sample in range(samples):
+                replies = {one.call.path: one.reply for one in results.calls(name, problem.id, sample)}
+                assert len(replies) == 5
+                tokens = 0
+                for number, part in enumerate((f"{name} round 1", f"{name} round 2", name), 1):
+                    (attempt,) = [
+                        one for one in results.attempts(part) if (one.problem, one.sample) == (problem.id, sample)
+                    ]
+                    tokens += replies[f"round {number}/reason"].tokens
+                    assert attempt.tokens == tokens  # until the round's answer
+                    tokens += replies[f"round {number}/summarise"].tokens if number < 3 else 0
+    assert not any(results.calls("one round 1", problem.id, 0) for problem in results.problems("one"))  # nothing new
+    settings_of = {one.name: one.settings for one in results.runs()}
+    assert settings_of["one greedy"]["models"]["prover"]["temperature"] == 0
+    assert settings_of["one"]["models"]["prover"]["temperature"] == 1
+    assert {one.regrade for name in names for one in results.grades(name)} == {0}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -53,6 +84,7 @@ def test_from_problems_to_statistics_and_on_again(model, tmp_path, monkeypatch, 
         ({"--set": "scaffold.rounds=2"}, "rounds: unknown setting"),
         ({"--set": "scaffold.prompt=hello"}, r"prompt 'hello' does not hold \{problem\}"),
         ({"--samples": "0"}, "--samples: 0 is less than 1"),
+        ({"--every-round": None}, "--every-round: single has no rounds to tell apart; reasoning_cache has"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_begun(model, tmp_path, monkeypatch, options, message):
@@ -61,7 +93,7 @@ def test_mistakes_are_told_before_anything_is_begun(model, tmp_path, monkeypatch
         "--model": str(model),
         "--out": str(tmp_path / "r" / "results.sqlite"),
     } | options
-    monkeypatch.setattr(sys, "argv", ["run.py", *(word for pair in given.items() for word in pair)])
+    monkeypatch.setattr(sys, "argv", ["run.py", *(word for pair in given.items() for word in pair if word)])
     with pytest.raises(UserError, match=message):
         run.main()
     assert not (tmp_path / "r").exists()

@@ -3,9 +3,11 @@
 import asyncio
 
 import pytest
+from pydantic import ValidationError
 
 from qedmeg.reasoning.call import Call
 from qedmeg.reasoning.reasoning_cache import (
+    CachePrompts,
     Keep,
     ReasoningCacheSettings,
     State,
@@ -143,3 +145,25 @@ def test_the_best_when_the_budget_ends() -> None:
     assert (solution.text, solution.ended, len(model.calls)) == ("by round 1/reason", "budget spent", 2)
     solution, _ = run("reasoning_cache", echo, budget=49)  # the last call may take 9, and is cut off
     assert (solution.text, solution.ended) == ("by round 2/reason", "done")
+
+
+def test_the_questions_can_be_put_in_other_words() -> None:
+    prompts = CachePrompts(again="{problem} | {summary}", summarise="{problem} | {summary} | {reasoning}")
+    _, model = run("reasoning_cache", thinking, prompts=prompts.model_dump(), rounds=2)
+    assert [content(call) for call in model.calls] == [
+        PROBLEM,
+        f"{PROBLEM} |  | thinking of round 1/reason",
+        f"{PROBLEM} | by round 1/summarise",
+    ]
+
+
+def test_a_text_that_names_another_is_not_filled_in_again() -> None:
+    prompts = CachePrompts(again="{problem} | {summary}", summarise="{problem} | {summary} | {reasoning}")
+    state = State("Prove {summary}.", 2, "See {reasoning} <|im_end|>.")
+    (message,) = summary_messages(state, "{problem}", "replace", prompts)
+    assert message.content == "Prove {summary}. | See {reasoning} < |im_end|>. | {problem}"
+
+
+def test_words_without_a_place_for_a_text_are_refused() -> None:
+    with pytest.raises(ValidationError, match=r"again 'Go on' does not hold \{problem\}"):
+        CachePrompts(again="Go on", summarise="{problem} {summary} {reasoning}")

@@ -9,11 +9,12 @@ from qedmeg.data.prompts import Prompt, PromptSet
 from qedmeg.data.tokenizer import Tokenizer, load_tokenizer
 from qedmeg.errors import UserError
 from qedmeg.grading.grader import ProofProblem
-from qedmeg.reasoning.reasoning_cache import State
+from qedmeg.reasoning.reasoning_cache import CachePrompts, State
 from qedmeg.rollout.state_prompts import StatePrompts, make_state_prompts
 from tests.data.conftest import PLAIN, save_byte_level
 
 STATEMENT = "Prove that n^2 + 1 is even."
+BARE = CachePrompts(again="{problem}\n{summary}", summarise="{problem}\n{summary}\n{reasoning}")
 SHORT = ProofProblem("short", "P", "all")
 LONG = ProofProblem("long", STATEMENT, "all")
 
@@ -27,7 +28,7 @@ def made(tokenizer: Tokenizer, context: int = 4000, *, thinking: bool = False, *
     prompts = PromptSet(
         tuple(Prompt(p, np.array(tokenizer.encode(p.statement), np.int32)) for p in (SHORT, LONG)), "fingerprint"
     )
-    config = CacheConfig(**({"prompts": "bare", "summary_tokens": 40, "reason_tokens": 60} | cache))  # type: ignore[arg-type]
+    config = CacheConfig(**({"prompts": BARE, "summary_tokens": 40, "reason_tokens": 60} | cache))  # type: ignore[arg-type]
     return make_state_prompts(
         tokenizer,
         prompts,
@@ -71,7 +72,7 @@ def test_a_state_is_asked_with_its_summary(plain: Tokenizer) -> None:
     assert first == f"<|im_start|>user\n{STATEMENT}<|im_end|>\n<|im_start|>assistant\n"
     later = plain.decode(asks.of(State(STATEMENT, 2, "Notes.")).tolist())
     assert later == f"<|im_start|>user\n{STATEMENT}\nNotes.<|im_end|>\n<|im_start|>assistant\n"
-    scaffold = made(plain, prompts="scaffold")
+    scaffold = made(plain, prompts=None)
     assert "Notes on earlier work" in plain.decode(scaffold.of(State(STATEMENT, 2, "Notes.")).tolist())
 
 

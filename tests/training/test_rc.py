@@ -19,7 +19,7 @@ RECIPE = "recipes/rc.py"
 DATA = {"prompts_per_step": 6, "rollouts_per_prompt": 3, "tokens_per_microbatch": 512}
 CACHE = {
     "rounds": 2,
-    "prompts": "bare",
+    "prompts": {"again": "{problem}\n{summary}", "summarise": "{problem}\n{summary}\n{reasoning}"},
     "reason_tokens": 20,
     "summary_tokens": 12,
     "train": "both",
