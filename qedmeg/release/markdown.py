@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-_MARKS = re.compile(r"([\\`*_\[\]!|~$@]|://|^[#+=-]|(?<=^\d)[.)]|(?<=^\d\d)[.)])")
+_MARKS = re.compile(r"([\\`*_\[\]!|~$@]|://|^[#+=-]|(?<=^\d)[.)](?= |$)|(?<=^\d\d)[.)](?= |$))")
 _INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]+")
 
 
