@@ -22,6 +22,7 @@ from qedmeg.conversion.report import Report
 from qedmeg.conversion.stored import HuggingFaceModel, MegatronModel, StoredModel, nbytes
 from qedmeg.conversion.verify import CHECKS, verify
 from qedmeg.errors import UserError
+from qedmeg.lineage import stages as lineage
 from qedmeg.model import checkpoint_folder, families, weights
 from qedmeg.model.checkpoint_folder import CheckpointInfo
 from qedmeg.model.families import Architecture
@@ -56,6 +57,7 @@ def hf_to_megatron(
         UserError: the folder is not a whole model, the sizes do not divide it, or `out` cannot be written.
     """
     with HuggingFaceModel(hf) as source:
+        tensors = weights.global_tensors(source.model)
         plan = plan_checkpoint(source.model, lambda tensor: dtype or source.dtype(tensor), tp, pp, ep)
 
         def write(folder: Path) -> None:
@@ -68,7 +70,8 @@ def hf_to_megatron(
                 ep=ep,
             )
             checkpoint_folder.write_description(folder, info, hf)
-            tensors = weights.global_tensors(source.model)
+            rounded = dtype is not None and any(source.dtype(tensor) != dtype for tensor in tensors.values())
+            lineage.carry(hf, folder, rounded_to=_name(dtype) if dtype and rounded else None)
             with TorchDistWriter(folder, plan) as writer:
                 for new, start, stop in _progress("write Megatron", [(new, new.shape, new.dtype) for new in plan]):
                     tensor = tensors[new.key]
@@ -105,6 +108,7 @@ def megatron_to_hf(megatron: Path, out: Path, *, checks: Collection[str] = CHECK
                     part = rows[piece.target : piece.target + piece.count]
                     writer.write_rows(piece.source.name, piece.start, part)
             writer.close()
+            lineage.carry(megatron, folder)
             # last: without its config no program takes a folder for a model, whose files have their full length early
             checkpoint_folder.copy_hf_files(source.hf, folder)
             _write_dtype(folder / "config.json", _main_dtype(source))

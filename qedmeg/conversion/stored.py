@@ -1,5 +1,6 @@
 """A model on disk, in Hugging Face's format or in Megatron's, read a block of rows at a time."""
 
+import hashlib
 import math
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import torch
 
 from qedmeg.errors import UserError
 from qedmeg.model import families, torch_dist, weights
-from qedmeg.model.checkpoint_folder import Checkpoint, read_checkpoint_folder
+from qedmeg.model.checkpoint_folder import INFO_FILE, Checkpoint, read_checkpoint_folder
 from qedmeg.model.safetensors_file import Reader
+from qedmeg.model.tensor_bytes import blocks
 from qedmeg.model.weights import GlobalTensor
 
 
@@ -122,3 +124,28 @@ def nbytes(stored: StoredModel, dtype: torch.dtype | None = None) -> int:
     """Bytes of all tensors of a model, in `dtype` or as they are stored."""
     tensors = weights.global_tensors(stored.model).values()
     return sum(math.prod(tensor.shape) * (dtype or stored.dtype(tensor)).itemsize for tensor in tensors)
+
+
+def weights_digest(stored: StoredModel) -> str:
+    """SHA-256 over a model's tensors in Megatron's layout without padding: of each its key, dtype, shape and bytes.
+
+    The same for a checkpoint and for the Hugging Face folder that it was converted to or from, however either is cut
+    into files.
+    """
+    digest = hashlib.sha256()
+    for tensor in weights.global_tensors(stored.model).values():
+        digest.update(f"{tensor.key} {stored.dtype(tensor)} {list(tensor.shape)}\n".encode())
+        for start, stop in blocks(tensor.shape, stored.dtype(tensor)):
+            digest.update(stored.read(tensor, start, stop).contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def open_model(folder: Path) -> StoredModel:
+    """The model in a folder of either format.
+
+    Raises:
+        UserError: there is none, or it is not whole.
+    """
+    if (folder / INFO_FILE).is_file():
+        return MegatronModel(read_checkpoint_folder(folder))
+    return HuggingFaceModel(folder)

@@ -38,7 +38,7 @@ TEXTS = (
 
 # not part of what the model is: where it came from, and the dtype, which the tensors themselves show
 _CONFIG_IGNORED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -204,7 +204,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def compare_tokenizers(first: Path, second: Path) -> Check:
     """The tokenizer's files byte for byte, and what it makes of `TEXTS`."""
-    names = [name for name in _TOKENIZER_FILES if (first / name).is_file() or (second / name).is_file()]
+    names = [name for name in TOKENIZER_FILES if (first / name).is_file() or (second / name).is_file()]
     if not names:
         return Check("tokenizer", "not run", "there are no tokenizer files")
     wrong = [name for name in names if _bytes(first / name) != _bytes(second / name)]

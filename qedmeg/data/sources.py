@@ -19,7 +19,7 @@ from qedmeg.config import Columns
 from qedmeg.data.chat import Conversation
 from qedmeg.errors import UserError, near_miss
 
-_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 _LONGEST_CELL = 2**24
 _PROMPT_NAMES = ("prompt", "problem")
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def open_sources(
     """
     path = Path(name).expanduser()
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
+        files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
         kinds = {file.suffix for file in files}
         if len(kinds) != 1:
             what = "files of several kinds" if kinds else "no file"
@@ -64,7 +64,7 @@ def open_sources(
         return [_open_file(file) for file in files]
     if path.is_file():
         return [_open_file(path)]
-    if path.suffix in _SUFFIXES or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+    if path.suffix in SUFFIXES or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise UserError(f"{name}: no such file or folder of training rows")
     return [_open_hub(name, split, hub_config, revision)]
 
@@ -164,7 +164,7 @@ def _open_file(file: Path) -> Source:
     identity = (_identity(file),)
     if file.suffix == ".parquet":
         return Source(str(file), _parquet_rows(file), identity, partial(_read_parquet, file))
-    if file.suffix not in _SUFFIXES:
+    if file.suffix not in SUFFIXES:
         raise UserError(f"{file}: unknown kind of file '{file.suffix}'; expected .jsonl, .json, .csv or .parquet")
     if file.suffix == ".csv":
         table = _read_csv(file)

@@ -3,12 +3,14 @@
 A checkpoint folder holds the files of a torch_dist checkpoint and
     hf/          config, tokenizer and chat template: all of the Hugging Face model but its weights
     qedmeg.json  what the checkpoint is of (`CheckpointInfo`)
+    lineage.json where its weights come from, as far as that is known (`qedmeg.lineage`)
     complete     an empty file, written last: without it the folder is taken for what a crash has left
 """
 
 import dataclasses
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +21,17 @@ from qedmeg.model.families import Architecture, read_architecture
 MARKER = "complete"
 INFO_FILE = "qedmeg.json"
 HF_FOLDER = "hf"
+LINEAGE_FILE = "lineage.json"
 FORMAT = 1
+CHECKPOINTS = "checkpoints"
+"""Of a run: its checkpoints, by step."""
+_STEP_FOLDER = re.compile(r"step_(\d{8})")
 
 # README.md tells of the source model and would be untrue of what becomes of it
 _LEFT_OUT = (
     *("readme.md", "model.safetensors.index.json", "pytorch_model.bin.index.json"),
     *(MARKER, "report.json", "report.md", "verify.json", "verify.md"),  # what qedmeg has said of the source
+    *(LINEAGE_FILE, "sha256sums"),
 )
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".distcp")
 
@@ -54,6 +61,16 @@ class Checkpoint:
     def hf(self) -> Path:
         """The folder of its Hugging Face files."""
         return self.path / HF_FOLDER
+
+
+def complete_checkpoints(run_dir: Path) -> dict[int, Path]:
+    """A run's complete checkpoints, by step."""
+    folder, found = run_dir / CHECKPOINTS, {}
+    for path in folder.iterdir() if folder.is_dir() else ():
+        match = _STEP_FOLDER.fullmatch(path.name)
+        if match and (path / MARKER).is_file():
+            found[int(match[1])] = path
+    return found
 
 
 def write_description(folder: Path, info: CheckpointInfo, hf: Path) -> None:
@@ -107,8 +124,9 @@ def read_unmarked(folder: Path) -> Checkpoint:
     return Checkpoint(folder, info, model)
 
 
-def partial_folder(out: Path, overwrite: bool, size: int) -> Path:
-    """A new empty folder beside `out` to write into, until `publish` gives it its name.
+def partial_folder(out: Path, overwrite: bool, size: int, marker: str = MARKER) -> Path:
+    """A new empty folder beside `out` to write into, until `publish` gives it its name. A complete `out` holds the file
+    `marker`.
 
     Raises:
         UserError: `out` is there and not ours to replace, its parent cannot be written to, or `size` bytes do not fit.
@@ -116,11 +134,11 @@ def partial_folder(out: Path, overwrite: bool, size: int) -> Path:
     out = out.resolve()
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; give a folder to write")
-    ours = any((out / name).is_file() for name in (MARKER, INFO_FILE)) or _is_our_report(out / "report.json")
+    ours = any((out / name).is_file() for name in (marker, INFO_FILE)) or _is_our_report(out / "report.json")
     if out.exists() and any(out.iterdir()):
         if not ours:
             raise UserError(f"{out}: holds other files; give a new folder")
-        if (out / MARKER).is_file() and not overwrite:
+        if (out / marker).is_file() and not overwrite:
             raise UserError(f"{out}: is there and complete; give another folder, or --overwrite to replace it")
     partial = out.with_name(out.name + ".partial")
     try:
@@ -144,8 +162,11 @@ def _is_our_report(path: Path) -> bool:
         return False
 
 
-def publish(partial: Path, out: Path) -> None:
-    """Bring a finished folder to disk, give it its name, replacing what was there, and mark it complete."""
+def publish(partial: Path, out: Path, *, mark: bool = True) -> None:
+    """Bring a finished folder to disk, give it its name, replacing what was there, and mark it complete.
+
+    Not to be marked is a folder that holds its mark already, written last.
+    """
     out = out.resolve()
     sync_folder(partial)
     replaced = out.with_name(out.name + ".replaced")
@@ -154,7 +175,10 @@ def publish(partial: Path, out: Path) -> None:
             shutil.rmtree(replaced)
         out.rename(replaced)
     partial.rename(out)
-    mark_complete(out)
+    if mark:
+        mark_complete(out)
+    else:
+        _sync(out.parent)
     if replaced.exists():
         shutil.rmtree(replaced)
 

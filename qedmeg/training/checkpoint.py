@@ -9,7 +9,6 @@ import gc
 import multiprocessing
 import os
 import random
-import re
 import shutil
 import signal
 import time
@@ -32,6 +31,7 @@ from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 from qedmeg.config import CheckpointConfig
 from qedmeg.errors import UserError
+from qedmeg.lineage import stages as lineage
 from qedmeg.model import checkpoint_folder
 from qedmeg.model.families import Architecture
 from qedmeg.model.weights import checkpoint_metadata
@@ -40,7 +40,6 @@ from qedmeg.training.policy import Policy
 
 WRITE_SECONDS = 3600.0
 """How long the files of one checkpoint may take to be written, before the run says that they are not."""
-_STEP_FOLDER = re.compile(r"step_(\d{8})")
 
 
 CRITIC = "critic."
@@ -67,18 +66,8 @@ class TrainingState(TrainedModel):
 
 def latest(run_dir: Path) -> tuple[int, Path] | None:
     """The newest complete checkpoint of a run and its step, or None."""
-    found = _complete(run_dir / "checkpoints")
+    found = checkpoint_folder.complete_checkpoints(run_dir)
     return max(found.items()) if found else None
-
-
-def _complete(folder: Path) -> dict[int, Path]:
-    """Complete checkpoints by step."""
-    found = {}
-    for path in folder.iterdir() if folder.is_dir() else ():
-        match = _STEP_FOLDER.fullmatch(path.name)
-        if match and (path / checkpoint_folder.MARKER).is_file():
-            found[int(match[1])] = path
-    return found
 
 
 class Checkpointer:
@@ -86,12 +75,13 @@ class Checkpointer:
 
     def __init__(self, run_dir: Path, config: CheckpointConfig, hf_files: Path, state: TrainingState) -> None:
         """`hf_files` is a folder with the config and tokenizer files that go into each checkpoint."""
-        self.folder, self.config, self.hf_files, self.state = run_dir / "checkpoints", config, hf_files, state
+        self.run_dir, self.config, self.hf_files, self.state = run_dir, config, hf_files, state
+        self.folder = run_dir / checkpoint_folder.CHECKPOINTS
         self._queue = AsyncCallsQueue(persistent=False)
         self._results = _start_results_server()
         if dist.get_rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            complete = set(_complete(self.folder).values())
+            complete = set(checkpoint_folder.complete_checkpoints(self.run_dir).values())
             for path in self.folder.iterdir():  # what a killed run left half written
                 if path.name.startswith("step_") and path not in complete:
                     shutil.rmtree(path, ignore_errors=True)  # its writers may be at it for a moment yet
@@ -159,12 +149,13 @@ class Checkpointer:
                 ep=policy.parallelism.ep,
             )
             checkpoint_folder.write_description(partial_folder, info, self.hf_files)
+            lineage.write_of_checkpoint(self.run_dir, partial_folder, step)
             checkpoint_folder.publish(partial_folder, self.folder / f"step_{step:08d}")
             self._prune()
         dist.barrier()
 
     def _prune(self) -> None:
-        complete = _complete(self.folder)
+        complete = checkpoint_folder.complete_checkpoints(self.run_dir)
         kept_for_good = {step for step in complete if self.config.keep_every and step % self.config.keep_every == 0}
         for step in sorted(complete)[: -self.config.keep_last]:
             if step not in kept_for_good:

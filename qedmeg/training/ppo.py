@@ -18,6 +18,7 @@ from qedmeg import parallel
 from qedmeg.config_rl import PPOConfig
 from qedmeg.data.prompts import load_prompts
 from qedmeg.errors import EXIT_REQUEUE, UserError
+from qedmeg.lineage.origin import begin_run
 from qedmeg.model import torch_dist
 from qedmeg.monitor.metrics import TIME_PREFIX, MetricsLogger, rl_note
 from qedmeg.monitor.rollout_metrics import loss_metrics
@@ -63,6 +64,7 @@ def train(config: PPOConfig) -> int:
     if is_main:
         config.run_dir.mkdir(parents=True, exist_ok=True)
         save_config(config, config.run_dir / "config.yaml")
+        begin_run(config, label, first_step)
         announce(label, config, start, prompts, first_step)
     checkpointer = checkpoint.Checkpointer(config.run_dir, config.checkpoint, start.hf_files, state)
     logger = MetricsLogger(config.run_dir, label, first_step, config.max_steps, is_main=is_main, note=rl_note)

@@ -10,6 +10,7 @@ from qedmeg.config import SFTConfig
 from qedmeg.data.documents import load_documents
 from qedmeg.data.loader import TrainLoader, ValidationLoader, steps_of_epochs
 from qedmeg.errors import EXIT_REQUEUE, UserError
+from qedmeg.lineage.origin import begin_run
 from qedmeg.model.families import Architecture
 from qedmeg.monitor.metrics import MetricsLogger
 from qedmeg.parallel import Parallelism
@@ -83,6 +84,7 @@ def train(config: SFTConfig) -> int:
     if is_main:
         config.run_dir.mkdir(parents=True, exist_ok=True)
         save_config(config, config.run_dir / "config.yaml")
+        begin_run(config, "SFT", first_step)
         _announce(config, model, steps, first_step, len(train_set), parallel.data_size())
     checkpointer = checkpoint.Checkpointer(config.run_dir, config.checkpoint, start.hf_files, state)
     logger = MetricsLogger(config.run_dir, "SFT", first_step, steps, is_main=is_main)

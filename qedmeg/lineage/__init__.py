@@ -1,0 +1,1 @@
+"""Where weights come from: every folder that holds a model says so in its `lineage.json`."""
