@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from qedmeg.errors import UserError, near_miss
-from qedmeg.evaluation.benchmarks import BENCHMARKS, EMBEDDED, load_benchmark
+from qedmeg.evaluation.benchmarks import BENCHMARKS, EMBEDDED
 from qedmeg.evaluation.generate import Outcome, generate
-from qedmeg.evaluation.problem import BenchmarkProblem
+from qedmeg.evaluation.plan import EMBEDDED_PROBLEMS, Plan, make_plan
 from qedmeg.evaluation.results import EvaluationRun, Results
 from qedmeg.evaluation.serving import ModelSource, find_model, ready_models, served
-from qedmeg.reasoning.prompts import prompts_hash
-from qedmeg.reasoning.scaffolds import SCAFFOLDS, find_scaffold, make_scaffold
-from qedmeg.reasoning.session import PROVER, Scaffold
-from qedmeg.settings import check_settings, parse_value
+from qedmeg.reasoning.scaffolds import SCAFFOLDS, find_scaffold
+from qedmeg.reasoning.session import PROVER
+from qedmeg.settings import parse_value
 
-EMBEDDED_PROBLEMS = 108
 _MODEL, _SCAFFOLD = "model", "scaffold"
 
 
@@ -60,11 +58,9 @@ class PreparedRun:
     """A run, read and checked."""
 
     run: EvaluationRun
-    problems: list[BenchmarkProblem]
-    scaffold: Scaffold
+    plan: Plan
     models: dict[str, ModelSource]
     """By role."""
-    budget: int | None
     concurrency: int
 
 
@@ -94,30 +90,34 @@ def prepared(arguments: argparse.Namespace) -> PreparedRun:
             known = ", ".join(f"{known}.…" for known in (_MODEL, _SCAFFOLD, *roles))
             raise UserError(f"--set: {key}: expected {known}")
         given.setdefault(section, {})[name] = parse_value(value, f"--set {key}")
-    scaffold_settings = given.get(_SCAFFOLD, {})
-    scaffold = make_scaffold(arguments.scaffold, scaffold_settings, "--set scaffold")
+    plan = make_plan(
+        arguments.benchmark,
+        arguments.data,
+        problems=arguments.problems,
+        seed=arguments.seed,
+        scaffold=arguments.scaffold,
+        scaffold_settings=given.get(_SCAFFOLD, {}),
+        budget=arguments.budget,
+        prefix="--",
+        settings_name="--set scaffold",
+    )
     models = {PROVER: find_model(arguments.model, given.get(_MODEL, {}))}
     models |= {role: find_model(model, given.get(role, {})) for role, model in roles.items()}
-    count = arguments.problems or EMBEDDED_PROBLEMS
-    problems = load_benchmark(arguments.benchmark, arguments.data, count=count, seed=arguments.seed)
-    if arguments.problems is not None:
-        problems = problems[: arguments.problems]
-    name = arguments.name or f"{arguments.benchmark} {models[PROVER].name} {arguments.scaffold}"
-    settings = {
-        "scaffold": check_settings(entry.settings, scaffold_settings, "--set scaffold").model_dump(mode="json"),
-        "prompts": prompts_hash(),
-        "budget": arguments.budget,
-        "models": {role: source.settings() for role, source in models.items()},
-    }
-    run = EvaluationRun(name, arguments.benchmark, models[PROVER].name, arguments.scaffold, arguments.samples, settings)
-    return PreparedRun(run, problems, scaffold, models, arguments.budget, arguments.concurrency)
+    prover = models[PROVER].name
+    run = plan.run(
+        arguments.name or f"{arguments.benchmark} {prover} {arguments.scaffold}",
+        prover,
+        arguments.samples,
+        {role: source.settings() for role, source in models.items()},
+    )
+    return PreparedRun(run, plan, models, arguments.concurrency)
 
 
 async def answer(results: Results, prepared: PreparedRun) -> Outcome:
     """Start what models are to be started, and make the attempts that are not finished. Servers write their logs into
     the folder `logs` beside the results."""
-    run, logs = prepared.run, results.path.parent / "logs"
-    results.begin(run, prepared.problems)
+    run, plan, logs = prepared.run, prepared.plan, results.path.parent / "logs"
+    results.begin(run, plan.problems)
     async with AsyncExitStack() as ending:
         models = {
             role: await ending.enter_async_context(served(source, logs)) for role, source in prepared.models.items()
@@ -125,11 +125,11 @@ async def answer(results: Results, prepared: PreparedRun) -> Outcome:
         return await generate(
             results,
             run.name,
-            prepared.problems,
+            plan.problems,
             run.samples,
-            prepared.scaffold,
+            plan.scaffold,
             models,
-            budget=prepared.budget,
+            budget=plan.budget,
             concurrency=prepared.concurrency,
         )
 

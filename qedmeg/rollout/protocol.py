@@ -16,6 +16,7 @@ from typing import Literal
 from qedmeg.config import GraderConfig
 from qedmeg.config_rc import CacheConfig
 from qedmeg.config_rl import AdvantageConfig, ProblemConfig, RolloutConfig
+from qedmeg.config_validation import ValidationConfig
 from qedmeg.settings import Settings
 
 CONFIG_FILE = "rollout_process.yaml"
@@ -55,3 +56,5 @@ class ProcessConfig(Settings):
     advantage: AdvantageConfig
     cache: CacheConfig | None = None
     """None: groups are of the problems in their order."""
+    validation: ValidationConfig | None = None
+    """None: weights are not validated."""
