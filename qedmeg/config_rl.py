@@ -15,6 +15,7 @@ from qedmeg.config import (
     OptimizerConfig,
     ParallelConfig,
 )
+from qedmeg.config_validation import ValidationConfig
 from qedmeg.settings import Settings
 
 
@@ -236,6 +237,7 @@ class RLConfig(Settings):
     data: ProblemConfig
     rollout: RolloutConfig = RolloutConfig()
     grader: GraderConfig = GraderConfig()
+    validation: ValidationConfig | None = None
     loss: LossConfig = LossConfig()
     parallel: ParallelConfig = ParallelConfig()
     compute: ComputeConfig = ComputeConfig()

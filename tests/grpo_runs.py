@@ -50,6 +50,20 @@ def write_inputs(
     return path
 
 
+def validation(folder: Path, problems: int = 12) -> dict[str, Any]:
+    """A section of the settings, and the file of held-out problems that it names."""
+    rubric = "7 for a proof"
+    rows = [{"id": f"v{i}", "problem": f"Prove that n^2 - {i} is m.", "rubric": rubric} for i in range(problems)]
+    (folder / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "every": 2,
+        "benchmark": str(folder / "held_out.jsonl"),
+        "samples": 2,
+        "greedy": True,
+        "scaffold_settings": {"prompt": "{problem}"},
+    }
+
+
 def start(config: Path, *settings: str, ranks: int = 1, recipe: str = "recipes/grpo.py") -> "subprocess.Popen[str]":
     """The recipe in a process group of its own."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -91,9 +105,14 @@ def kill(process: "subprocess.Popen[str]") -> None:
         process.wait()
 
 
+def read_steps(run_dir: Path) -> list[dict[str, float]]:
+    """What the run has logged of its steps, validations left out."""
+    return [line for line in read_metrics(run_dir) if "train/reward" in line]
+
+
 def wait_for_step(run_dir: Path, step: int) -> None:
     """Until the run has logged `step`."""
     deadline = time.monotonic() + SECONDS
-    while not any(line["step"] >= step for line in read_metrics(run_dir)):
+    while not any(line["step"] >= step for line in read_steps(run_dir)):
         assert time.monotonic() < deadline, f"step {step} was not reached"
         time.sleep(0.05)

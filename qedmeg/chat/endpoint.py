@@ -138,7 +138,8 @@ class Endpoint:
         message, finish_reason = choices[0].message, choices[0].finish_reason
         content, thinking = message.content or "", message.reasoning_content or message.reasoning or ""
         cut_off = finish_reason == "length"
-        if not content.strip() and not cut_off:
+        # a server that samples by seeds would answer the same again: then it is what the model has to say
+        if not content.strip() and not cut_off and not self._config.seeded:
             raise RequestFailed("empty answer", self._shown(f"finish reason {finish_reason!r}"), usage=usage)
         return Answer(content, thinking, cut_off, usage)
 

@@ -15,10 +15,14 @@ from qedmeg.thinking import split_thinking
 class ServedModel:
     """A `Model` behind an OpenAI-compatible server. Belongs to the event loop in which it is first used."""
 
-    def __init__(self, config: EndpointConfig) -> None:
-        """Raises UserError when the key's environment variable is not set."""
+    def __init__(self, config: EndpointConfig, *, opens_thought: bool = False) -> None:
+        """`opens_thought`: its prompts end with `<think>`, of which a reply that is cut off says nothing.
+
+        Raises UserError when the key's environment variable is not set.
+        """
         self.name = _name(config)
         self._client = Client(config)
+        self._opens_thought = opens_thought
 
     @property
     def account(self) -> Account:
@@ -31,7 +35,7 @@ class ServedModel:
         started = clock()
         try:
             seed = call.seed if self._client.config.seeded else None
-            used = await self._client.ask(call.messages, _read, max_tokens=call.max_tokens, seed=seed)
+            used = await self._client.ask(call.messages, self._read, max_tokens=call.max_tokens, seed=seed)
         except GaveUpError as failure:
             raise ModelFailedError(failure.kind, str(failure), failure.cost) from None
         text, thinking, cut_off = used.value
@@ -40,17 +44,17 @@ class ServedModel:
 
     def greedy(self) -> "ServedModel":
         """The same at temperature 0, over connections of its own."""
-        return ServedModel(self._client.config.model_copy(update={"temperature": 0.0}))
+        greedy = self._client.config.model_copy(update={"temperature": 0.0})
+        return ServedModel(greedy, opens_thought=self._opens_thought)
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
 
-
-def _read(answer: Answer) -> tuple[str, str, bool]:
-    """Final message, thinking, and whether it was cut off."""
-    thinking, text = split_thinking(answer.content)
-    return text, "\n\n".join(part for part in (answer.thinking, thinking) if part), answer.cut_off
+    def _read(self, answer: Answer) -> tuple[str, str, bool]:
+        """Final message, thinking, and whether it was cut off."""
+        thinking, text = split_thinking(answer.content, begun=self._opens_thought)
+        return text, "\n\n".join(part for part in (answer.thinking, thinking) if part), answer.cut_off
 
 
 def _name(config: EndpointConfig) -> str:

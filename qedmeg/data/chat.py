@@ -18,6 +18,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from qedmeg.data.tokenizer import Encoded, Tokenizer
 from qedmeg.errors import UserError
+from qedmeg.thinking import THINK
 
 AssistantMask = Literal["template", "prefix"]
 _GENERATION_MARK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
@@ -80,6 +81,15 @@ def tokenise_prompts(tokenizer: Tokenizer, conversations: Sequence[Conversation]
         _render(tokenizer, conversation, len(conversation.messages), prompt=True)[0] for conversation in conversations
     ]
     return [encoded.ids_T for encoded in tokenizer.encode_batch(texts)]
+
+
+def opens_thought(tokenizer: Tokenizer) -> bool:
+    """Whether what a model is given to answer ends with `<think>`: the answer is then thinking until it ends that.
+
+    Raises UserError where the chat template fails.
+    """
+    asked = Conversation(({"role": "user", "content": "Prove it."},), tokenizer.name)
+    return _render(tokenizer, asked, 1, prompt=True)[0].rstrip().endswith(THINK)
 
 
 def trim_after_end(

@@ -8,14 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from qedmeg.config_rl import ProblemConfig
-from qedmeg.data.chat import Conversation, check_template, control_token, tokenise_prompts
+from qedmeg.data.chat import Conversation, check_template, control_token, opens_thought, tokenise_prompts
 from qedmeg.data.problem_rows import read_problem
 from qedmeg.data.problems import Problem
 from qedmeg.data.sources import open_sources
 from qedmeg.data.tokenizer import Tokenizer
 from qedmeg.errors import UserError
 from qedmeg.grading.grader import ProofProblem
-from qedmeg.thinking import THINK
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +65,11 @@ def load_prompts(config: ProblemConfig, tokenizer: Tokenizer, limit: int) -> Pro
 
     prompts_P = tokenise_prompts(tokenizer, conversations)
     _refuse_long_prompts(prompts_P, conversations, limit)
-    if not config.thinking:
-        _refuse_opened_thought(prompts_P[0], tokenizer)
+    if not config.thinking and opens_thought(tokenizer):
+        raise UserError(
+            f"{tokenizer.name}: the chat template's generation prompt ends with <think>, and what is thought would "
+            "be graded as proof; set data.thinking=true, or give another template with data.chat_template"
+        )
     prompts = tuple(Prompt(problem, tokens_P) for problem, tokens_P in zip(problems, prompts_P, strict=True))
     return PromptSet(prompts, _fingerprint(prompts))
 
@@ -113,14 +115,6 @@ def _refuse_long_prompts(
             f"{conversations[first].where}: the prompt has {lengths[first]} tokens, but the model's context leaves "
             f"{max(limit, 0)} beside rollout.max_tokens ({len(too_long)} of {len(lengths)} prompts are too long, the "
             f"longest has {longest}); lower rollout.max_tokens by at least {longest - limit}, or remove these rows"
-        )
-
-
-def _refuse_opened_thought(tokens_P: npt.NDArray[np.int32], tokenizer: Tokenizer) -> None:
-    if tokenizer.decode(tokens_P.tolist()).rstrip().endswith(THINK):
-        raise UserError(
-            f"{tokenizer.name}: the chat template's generation prompt ends with <think>, and what is thought would "
-            "be graded as proof; set data.thinking=true, or give another template with data.chat_template"
         )
 
 

@@ -61,7 +61,9 @@ BENCHMARKS = {
 }
 
 
-def load_benchmark(name: str, data: str | None = None, *, count: int = 64, seed: int = 0) -> list[BenchmarkProblem]:
+def load_benchmark(
+    name: str, data: str | None = None, *, count: int = 64, seed: int = 0, prefix: str = "--"
+) -> list[BenchmarkProblem]:
     """The problems of a benchmark, in its order.
 
     `name` is one of `BENCHMARKS`, whose rows are then read from `data`, a file or a hub id; or `embedded`, of which
@@ -69,11 +71,14 @@ def load_benchmark(name: str, data: str | None = None, *, count: int = 64, seed:
     problem and either a rubric, which is taken where both are there, or an answer. Columns go by their usual names;
     `level` and `category` are read where they are there. Nothing is fetched from the hub unless `data` names it.
 
-    Raises UserError naming benchmark, file, row and column of what is missing, empty, damaged or twice.
+    Raises UserError naming benchmark, file, row and column of what is missing, empty, damaged or twice. `prefix` stands
+    before `benchmark` and `data` in what the user calls them.
     """
     if name == EMBEDDED:
         if data is not None:
-            raise UserError(f"benchmark '{EMBEDDED}': is made here and read from no file; leave --data {data} out")
+            raise UserError(
+                f"{prefix}benchmark: '{EMBEDDED}' is made here and read from no file; leave {prefix}data {data} out"
+            )
         problems = generate("heldout", count, seed)
         return [BenchmarkProblem(problem, str(problem.level), problem.family) for problem in problems]
     published = BENCHMARKS.get(name)
@@ -81,13 +86,14 @@ def load_benchmark(name: str, data: str | None = None, *, count: int = 64, seed:
         if data is not None or not Path(name).expanduser().exists():
             known = [*BENCHMARKS, EMBEDDED]
             raise UserError(
-                f"benchmark '{name}': neither known nor a file{near_miss(name, known)}; known: {', '.join(known)}"
+                f"{prefix}benchmark: '{name}' is neither known nor a file{near_miss(name, known)}; known: "
+                f"{', '.join(known)}"
             )
         return _checked(list(_read(name, None)), name)
     if data is None:
         raise UserError(
-            f"benchmark '{name}': nothing says where its problems are; give --data with {published.file}, or "
-            f"--data {published.hub} to fetch it from the hub"
+            f"{prefix}benchmark: nothing says where the problems of '{name}' are; give {prefix}data with "
+            f"{published.file}, or with {published.hub} to fetch it from the hub"
         )
     return _checked(list(_read(data, published.graded)), data)
 

@@ -172,6 +172,13 @@ class Results:
             with self._database:
                 self._database.execute("UPDATE runs SET samples = ? WHERE name = ?", (run.samples, run.name))
 
+    def forget(self, run: str) -> None:
+        """Take a run out, with all of its answers and grades."""
+        with self._database:
+            for table in ("grades", "attempts", "calls", "problems"):
+                self._database.execute(f"DELETE FROM {table} WHERE run = ?", (run,))
+            self._database.execute("DELETE FROM runs WHERE name = ?", (run,))
+
     async def add_attempt(self, run: str, attempt: Attempt) -> None:
         """Keep a finished answer."""
         one = attempt

@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from qedmeg.errors import UserError, near_miss
-from qedmeg.evaluation.benchmarks import BENCHMARKS, EMBEDDED, load_benchmark
+from qedmeg.evaluation.benchmarks import BENCHMARKS, EMBEDDED
 from qedmeg.evaluation.generate import Outcome, generate
-from qedmeg.evaluation.problem import BenchmarkProblem
+from qedmeg.evaluation.plan import EMBEDDED_PROBLEMS, Plan, make_plan
 from qedmeg.evaluation.results import EvaluationRun, Results
 from qedmeg.evaluation.serving import ModelSource, find_model, ready_models, served
 from qedmeg.reasoning.call import Model
-from qedmeg.reasoning.prompts import prompts_hash
 from qedmeg.reasoning.scaffolds import SCAFFOLDS, find_scaffold, make_scaffold
-from qedmeg.reasoning.session import PROVER, Scaffold
-from qedmeg.settings import check_settings, parse_value
+from qedmeg.reasoning.session import PROVER
+from qedmeg.settings import parse_value
 
-EMBEDDED_PROBLEMS = 108
-ROUNDS_OF = "reasoning_cache"
 _MODEL, _SCAFFOLD = "model", "scaffold"
+ROUNDS_OF = "reasoning_cache"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,11 +69,9 @@ class PreparedRun:
     """A run, read and checked."""
 
     run: EvaluationRun
-    problems: list[BenchmarkProblem]
-    scaffold: Scaffold
+    plan: Plan
     models: dict[str, ModelSource]
     """By role."""
-    budget: int | None
     concurrency: int
     greedy: bool = False
     """Answer once more, at temperature 0."""
@@ -115,39 +111,43 @@ def prepared(arguments: argparse.Namespace) -> PreparedRun:
             known = ", ".join(f"{known}.…" for known in (_MODEL, _SCAFFOLD, *roles))
             raise UserError(f"--set: {key}: expected {known}")
         given.setdefault(section, {})[name] = parse_value(value, f"--set {key}")
-    scaffold_settings = given.get(_SCAFFOLD, {})
-    scaffold = make_scaffold(arguments.scaffold, scaffold_settings, "--set scaffold")
+    plan = make_plan(
+        arguments.benchmark,
+        arguments.data,
+        problems=arguments.problems,
+        seed=arguments.seed,
+        scaffold=arguments.scaffold,
+        scaffold_settings=given.get(_SCAFFOLD, {}),
+        budget=arguments.budget,
+        prefix="--",
+        settings_name="--set scaffold",
+    )
     models = {PROVER: find_model(arguments.model, given.get(_MODEL, {}))}
     models |= {role: find_model(model, given.get(role, {})) for role, model in roles.items()}
-    count = arguments.problems or EMBEDDED_PROBLEMS
-    problems = load_benchmark(arguments.benchmark, arguments.data, count=count, seed=arguments.seed)
-    if arguments.problems is not None:
-        problems = problems[: arguments.problems]
-    name = arguments.name or f"{arguments.benchmark} {models[PROVER].name} {arguments.scaffold}"
-    settings = {
-        "scaffold": check_settings(entry.settings, scaffold_settings, "--set scaffold").model_dump(mode="json"),
-        "prompts": prompts_hash(),
-        "budget": arguments.budget,
-        "models": {role: source.settings() for role, source in models.items()},
-    }
-    run = EvaluationRun(name, arguments.benchmark, models[PROVER].name, arguments.scaffold, arguments.samples, settings)
-    whole = PreparedRun(
-        run, problems, scaffold, models, arguments.budget, arguments.concurrency, greedy=arguments.greedy
+    prover = models[PROVER].name
+    run = plan.run(
+        arguments.name or f"{arguments.benchmark} {prover} {arguments.scaffold}",
+        prover,
+        arguments.samples,
+        {role: source.settings() for role, source in models.items()},
     )
+    whole = PreparedRun(run, plan, models, arguments.concurrency, greedy=arguments.greedy)
     return replace(whole, earlier_rounds=_earlier_rounds(whole)) if arguments.every_round else whole
 
 
 def _earlier_rounds(whole: PreparedRun) -> tuple[PreparedRun, ...]:
     """Raises UserError where the scaffold has no rounds."""
-    if whole.run.scaffold != ROUNDS_OF:
-        raise UserError(f"--every-round: {whole.run.scaffold} has no rounds to tell apart; {ROUNDS_OF} has")
+    plan = whole.plan
+    if plan.scaffold_name != ROUNDS_OF:
+        raise UserError(f"--every-round: {plan.scaffold_name} has no rounds to tell apart; {ROUNDS_OF} has")
     made = []
-    for rounds in range(1, whole.run.settings["scaffold"]["rounds"]):
-        scaffold = whole.run.settings["scaffold"] | {"rounds": rounds}
+    for rounds in range(1, plan.scaffold_settings["rounds"]):
+        settings = plan.scaffold_settings | {"rounds": rounds}
+        fewer = replace(plan, scaffold=make_scaffold(ROUNDS_OF, settings), scaffold_settings=settings)
         run = replace(
-            whole.run, name=f"{whole.run.name} round {rounds}", settings=whole.run.settings | {"scaffold": scaffold}
+            whole.run, name=f"{whole.run.name} round {rounds}", settings=whole.run.settings | {"scaffold": settings}
         )
-        made.append(replace(whole, run=run, scaffold=make_scaffold(ROUNDS_OF, scaffold), greedy=False))
+        made.append(replace(whole, run=run, plan=fewer, greedy=False))
     return tuple(made)
 
 
@@ -165,7 +165,7 @@ async def answer(results: Results, prepared: PreparedRun) -> Outcome:
     the folder `logs` beside the results."""
     runs = [prepared, *([_greedy(prepared)] if prepared.greedy else [])]
     for run in runs:
-        results.begin(run.run, run.problems)
+        results.begin(run.run, run.plan.problems)
     async with AsyncExitStack() as ending:
         models = {
             role: await ending.enter_async_context(served(source, results.path.parent / "logs"))
@@ -183,15 +183,15 @@ async def answer(results: Results, prepared: PreparedRun) -> Outcome:
 async def _answer(results: Results, whole: PreparedRun, models: Mapping[str, Model]) -> Outcome:
     outcome = Outcome()
     for part in (whole, *whole.earlier_rounds):
-        results.begin(part.run, part.problems)
+        results.begin(part.run, part.plan.problems)
         outcome += await generate(
             results,
             part.run.name,
-            part.problems,
+            part.plan.problems,
             part.run.samples,
-            part.scaffold,
+            part.plan.scaffold,
             models,
-            budget=part.budget,
+            budget=part.plan.budget,
             concurrency=part.concurrency,
             replies_of=whole.run.name,
         )

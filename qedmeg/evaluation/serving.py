@@ -14,6 +14,8 @@ from pydantic import Field
 
 from qedmeg.chat.model import ServedModel
 from qedmeg.config import EndpointConfig
+from qedmeg.data.chat import opens_thought
+from qedmeg.data.tokenizer import load_tokenizer
 from qedmeg.errors import UserError, near_miss
 from qedmeg.model.families import read_architecture
 from qedmeg.rollout.engine import hardware_options, seeded_options
@@ -111,6 +113,7 @@ async def served(source: ModelSource, logs: Path) -> AsyncIterator[ServedModel]:
     context = read_architecture(source.folder).max_positions
     if local.max_length is not None and local.max_length > context:
         raise UserError(f"model.max_length: {local.max_length} is longer than the model's context of {context}")
+    thinks = opens_thought(load_tokenizer(source.folder))
     name = f"{source.name}-{source.weights[:8]}"
     max_length = local.max_length or context
     options = hardware_options(kv_cache_gib=local.kv_cache_gib) | seeded_options(max_length)
@@ -138,7 +141,7 @@ async def served(source: ModelSource, logs: Path) -> AsyncIterator[ServedModel]:
         )
         watch = asyncio.create_task(_end_with(process, asyncio.current_task()))
         try:
-            async with _asked(endpoint) as model:
+            async with _asked(endpoint, opens_thought=thinks) as model:
                 yield model
         except asyncio.CancelledError:
             if (ended := process.ended()) is None:
@@ -149,8 +152,8 @@ async def served(source: ModelSource, logs: Path) -> AsyncIterator[ServedModel]:
 
 
 @asynccontextmanager
-async def _asked(endpoint: EndpointConfig) -> AsyncIterator[ServedModel]:
-    model = ServedModel(endpoint)
+async def _asked(endpoint: EndpointConfig, *, opens_thought: bool = False) -> AsyncIterator[ServedModel]:
+    model = ServedModel(endpoint, opens_thought=opens_thought)
     try:
         yield model
     finally:

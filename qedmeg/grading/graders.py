@@ -10,8 +10,9 @@ from qedmeg.grading.panel import make_grader
 class Graders:
     """One grader for proofs and one for final answers, each made when it is first needed. Belongs to one event loop."""
 
-    def __init__(self, config: GraderConfig) -> None:
-        self._config = config
+    def __init__(self, config: GraderConfig, proofs: Grader | None = None) -> None:
+        """`proofs`: the grader of proofs, where it is there already; whoever made it closes it."""
+        self._config, self._proofs = config, proofs
         self._made: dict[str, Grader] = {}
 
     def of(self, problem: AnyProblem) -> Grader:
@@ -25,7 +26,7 @@ class Graders:
             return self._once("answers")
         if isinstance(problem, ProofProblem) and not self._config.judges:
             raise UserError(f"problem '{problem.id}': its proofs are graded by a judge, and none is set; give --grader")
-        return self._once("proofs")
+        return self._proofs or self._once("proofs")
 
     async def close(self) -> None:
         """Let go of connections, processes and files."""

@@ -4,8 +4,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
-IDLE = "idle"
-_PHASES = ("generate", "grade", "logprobs", "train", "transfer")
+IDLE, VALIDATE = "idle", "validate"
+_PHASES = ("generate", "grade", "logprobs", "train", "transfer", VALIDATE)
 
 
 def in_order(names: Iterable[str]) -> list[str]:

@@ -18,10 +18,12 @@ from qedmeg.monitor.page import COLOURS, GREY, STYLE, svg
 
 WIDTH, HEIGHT = 3.6, 1.9  # inches: as wide as a telephone at 96 pixels an inch, so that its text is not scaled down
 MOST_POINTS = 400
+FEW_POINTS = 12
+"""Of a curve with no more, each is marked."""
 MOST_CELLS = 60
 ROUNDS_SHOWN = 8
 """Rounds of the reasoning cache in one plot; later ones get plots of their own."""
-_ITEM, _TIME = "train/item/", "train/time/"
+_ITEM, _TIME, _VALIDATION = "train/item/", "train/time/", "validation/"
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,27 @@ class Panel:
     log: bool = False
     share: bool = False
     """From 0 to 1."""
+    bands: tuple[tuple[str, str, str], ...] = ()
+    """Around curves: the curve's name in the legend, and the metrics of the lower and of the upper bound."""
 
 
 PANELS = (
     Panel("Reward", {"mean": "train/reward", "standard deviation": "train/reward_std"}, share=True),
+    Panel(
+        "Validation score, of 7 (band: 95 % of problems, dark: 95 % repeated)",
+        {"sampled": f"{_VALIDATION}score", "greedy": f"{_VALIDATION}greedy"},
+        bands=(
+            ("sampled", f"{_VALIDATION}score_low", f"{_VALIDATION}score_high"),
+            ("sampled", f"{_VALIDATION}score_repeated_low", f"{_VALIDATION}score_repeated_high"),
+            ("greedy", f"{_VALIDATION}greedy_low", f"{_VALIDATION}greedy_high"),
+        ),
+    ),
+    Panel(
+        "Validation: what is in no score",
+        {"grades failed": f"{_VALIDATION}failed_grades", "attempts missing": f"{_VALIDATION}missing"},
+    ),
+    Panel("Validation: tokens of an attempt", {"mean": f"{_VALIDATION}tokens"}),
+    Panel("Validation: share of attempts cut off", {"cut off": f"{_VALIDATION}cut_off"}, share=True),
     Panel(
         "Reward by round of the state",
         {f"round {round}": f"train/reward_by_round/{round}" for round in range(1, ROUNDS_SHOWN + 1)},
@@ -140,6 +159,7 @@ def series_of(metrics: Iterable[dict[str, float]]) -> dict[str, Series]:
 def plots(series: dict[str, Series]) -> list[Plot]:
     """The curves of all metrics but items and times. One that no panel names has a plot of its own."""
     named = {metric for panel in PANELS for metric in panel.metrics.values()}
+    named |= {bound for panel in PANELS for _, *bounds in panel.bands for bound in bounds}
     others = [name for name in series if name not in named and not name.startswith((_ITEM, _TIME))]
     panels = [*PANELS, *(Panel(name, {"value": name}) for name in sorted(others))]
     return [_curves(panel, series) for panel in panels if any(name in series for name in panel.metrics.values())]
@@ -156,7 +176,9 @@ def _curves(panel: Panel, series: dict[str, Series]) -> Plot:
             steps_N, values_N = _thin(series[name], MOST_POINTS)
             positive_N = values_N[(values_N > 0) & np.isfinite(values_N)]
             lowest, highest = positive_N.min(initial=lowest), positive_N.max(initial=highest)
-            axes.plot(steps_N, values_N, color=colour, marker="o" if len(steps_N) == 1 else "", markersize=3)
+            axes.plot(steps_N, values_N, color=colour, marker="o" if len(steps_N) <= FEW_POINTS else "", markersize=3)
+            for low, high in _bands(panel, label, series):
+                axes.fill_between(low.steps_N, low.values_N, high.values_N, color=colour, alpha=0.15, linewidth=0)
             legend.append((label, colour, number(float(series[name].values_N[-1]))))
     if panel.log and highest > 0:
         axes.set_yscale("log", nonpositive="mask")
@@ -166,6 +188,17 @@ def _curves(panel: Panel, series: dict[str, Series]) -> Plot:
         axes.set_ylim(-0.02, 1.02)
     _of_steps(axes)
     return Plot(panel.title, tuple(legend), svg(figure))
+
+
+def _bands(panel: Panel, label: str, series: dict[str, Series]) -> list[tuple[Series, Series]]:
+    """The bounds around a curve, of the steps that have both."""
+    found = []
+    for of, *names in panel.bands:
+        if of == label and all(name in series for name in names):
+            low, high = (series[name] for name in names)
+            if np.array_equal(low.steps_N, high.steps_N):
+                found.append((low, high))
+    return found
 
 
 @matplotlib.rc_context(STYLE)

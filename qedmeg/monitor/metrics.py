@@ -9,12 +9,16 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from qedmeg.grading.rubric import RUBRIC_POINTS
-from qedmeg.monitor.budget import in_order
+from qedmeg.monitor.budget import VALIDATE, in_order
 from qedmeg.monitor.progress import bar
 
 METRICS_FILE = "metrics.jsonl"
 TIME_PREFIX = "time/"
 """Of the seconds that a part of a step took, as `TimeBudget` gives them."""
+
+VALIDATION_PREFIX = "validation/"
+SCORE, GREEDY = "score", "greedy"
+"""Of a validation, in points of 7."""
 
 Note = Callable[[Mapping[str, float]], str]
 """What the progress line says of a training step's metrics."""
@@ -44,6 +48,29 @@ def rl_note(metrics: Mapping[str, float]) -> str:
     return "  ".join(parts)
 
 
+def validation_note(metrics: Mapping[str, float]) -> str:
+    """`validation 4.07 [3.61, 4.50] of 7, greedy 4.34, 2 grades failed`; what there is none of is left out."""
+    parts = []
+    for name, title in ((SCORE, "validation"), (GREEDY, "greedy")):
+        if name in metrics:
+            bounds = [metrics[f"{name}_{end}"] for end in ("low", "high") if f"{name}_{end}" in metrics]
+            interval = " [" + ", ".join(f"{bound:.2f}" for bound in bounds) + "]" if bounds else ""
+            parts.append(f"{title} {metrics[name]:.2f}{interval}{' of 7' if name == SCORE else ''}")
+        elif name == SCORE:
+            parts.append("validation without a score")
+    for name, title in (("failed_grades", "grades failed"), ("missing", "attempts are missing")):
+        if metrics.get(name, 0) > 0:
+            parts.append(f"{metrics[name]:.0f} {title}")
+    return ", ".join(parts)
+
+
+def time_metrics(seconds: Mapping[str, float]) -> dict[str, float]:
+    """What to log of a step's `TimeBudget`: each part, and as `step_time` all but validation, which is no part of a
+    step's work."""
+    step_time = sum(value for name, value in seconds.items() if name != VALIDATE)
+    return {"step_time": step_time, **{f"{TIME_PREFIX}{name}": value for name, value in seconds.items()}}
+
+
 class MetricsLogger:
     """What NeMo-Aligner's trainers report to, on rank 0; on other ranks it keeps silent.
 
@@ -58,6 +85,8 @@ class MetricsLogger:
         self.note = note
         self.is_main = is_main
         self.last: dict[str, float] = {}
+        self._validated = ""
+        """What the next progress line tells of a validation."""
         self._progress: AbstractContextManager | None = bar(label, total_steps, done=first_step, show=is_main)
         self._bar = self._progress.__enter__()
         if not is_main:
@@ -71,13 +100,17 @@ class MetricsLogger:
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step)
 
     def log_metrics(self, metrics: dict[str, float], step: int, prefix: str = "") -> None:
-        """Write the numbers of a step; `prefix` is 'train/' or 'val/'."""
+        """Write the numbers of a step; `prefix` is 'train/', 'val/' or 'validation/'. A validation is of the weights
+        that the step begins with; the next progress line of training tells of it."""
         if prefix == "train/" and {"tokens", "step_time"} <= metrics.keys():
             metrics = {**metrics, "tokens_per_second": metrics["tokens"] / max(metrics["step_time"], 1e-9)}
         numbers = {f"{prefix}{name}": float(value) for name, value in metrics.items()}
         self.last |= numbers
+        if prefix == VALIDATION_PREFIX:
+            self._validated = validation_note(metrics)
         if prefix == "train/":
-            self._bar.advance(note=self.note(metrics))
+            self._bar.advance(note="  ".join(filter(None, (self._validated, self.note(metrics)))))
+            self._validated = ""
         if not self.is_main:
             return
         self._file.write(json.dumps({"step": step, **numbers}) + "\n")

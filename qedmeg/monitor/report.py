@@ -11,7 +11,7 @@ from qedmeg.grading.grader import ProofProblem
 from qedmeg.grading.rubric import Rubric
 from qedmeg.monitor import curves
 from qedmeg.monitor.curves import Series
-from qedmeg.monitor.metrics import METRICS_FILE, read_metrics
+from qedmeg.monitor.metrics import METRICS_FILE, SCORE, VALIDATION_PREFIX, read_metrics
 from qedmeg.monitor.page import Excerpt, excerpt, write_page
 from qedmeg.monitor.proofs import Choice, choose
 from qedmeg.monitor.run_problems import problems_of
@@ -19,6 +19,7 @@ from qedmeg.rollout.store import STORE_FILE
 from qedmeg.rollout.stored_proofs import Score, StoredProof, read_proofs_of, read_scores
 
 REPORT_FILE = "report.html"
+VALIDATION_SCORE = f"{VALIDATION_PREFIX}{SCORE}"
 PROOFS_OF_A_KIND = 6
 MOST_ITEMS = 150
 _PROOF_HEAD, _PROOF_TAIL = 14_000, 6_000  # characters
@@ -83,13 +84,17 @@ def write_run_report(run_dir: Path) -> Path:
 def _facts(series: dict[str, Series], scores: Sequence[Score]) -> list[tuple[str, str]]:
     facts = []
     if series:
-        steps = max(one.steps_N[-1] for one in series.values()) + 1
+        trained = [one for name, one in series.items() if not name.startswith(VALIDATION_PREFIX)]
+        steps = max((one.steps_N[-1] for one in trained), default=-1) + 1
         facts.append(("steps", f"{steps:,.0f}"))
     for title, name in (("reward", "train/reward"), ("loss", "train/loss")):
         if name in series:
             first, last = curves.first_and_last(series[name])
             facts.append((f"{title}, first and last fifth", f"{first:.3g} → {last:.3g}"))
             break
+    if VALIDATION_SCORE in series:
+        first, last = (float(series[VALIDATION_SCORE].values_N[place]) for place in (0, -1))
+        facts.append(("validation score of 7, first and last", f"{first:.2f} → {last:.2f}"))
     if scores:
         facts.append(("graded proofs", f"{len(scores):,}"))
     for title, name in (("failed grades", "train/grade_failures"), ("cost of grades", "train/grader_money")):

@@ -24,6 +24,7 @@ import numpy as np
 from qedmeg import device
 from qedmeg.config import GraderConfig
 from qedmeg.config_rl import AdvantageConfig, ProblemConfig, RolloutConfig
+from qedmeg.config_validation import ValidationConfig
 from qedmeg.errors import UserError
 from qedmeg.rollout.engine import CPU_ENVIRONMENT
 from qedmeg.rollout.protocol import CONFIG_FILE, EngineLost, ProcessConfig
@@ -64,6 +65,8 @@ class RolloutSettings(Protocol):
     def rollout(self) -> RolloutConfig: ...
     @property
     def grader(self) -> GraderConfig: ...
+    @property
+    def validation(self) -> ValidationConfig | None: ...
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,16 @@ class RolloutClient:
         self._ask("batch", None, step=step)
         return read_batch(self.store, step)
 
+    def validate(self, version: int, weights: str) -> dict[str, float]:
+        """What to log of the validation of this version, which the engines must have until it is done: waits as long as
+        it goes on. `weights` is a hash of them: what another life of the run has found of the same counts.
+
+        Raises:
+            WeightsNeeded: publish the weights again, then ask again.
+        """
+        found: dict[str, float] = self._ask("validate", None, version=version, weights=weights)
+        return found
+
     def close(self) -> None:
         """End the process with its engines. May be called again."""
         self._closing = True
@@ -196,6 +209,7 @@ class RolloutClient:
             advantage=getattr(config, "advantage", AdvantageConfig()),
             trainer_gpus=int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.has_gpu() else 0,
             cache=getattr(config, "cache", None),
+            validation=config.validation,
         )
         save_config(told, run_dir / CONFIG_FILE)
         with self.log.open("ab") as log:

@@ -45,6 +45,14 @@ class Request:
     prompt_P: np.ndarray
     """int32."""
     seed: int
+    max_tokens: int | None = None
+    """Most tokens of this sample, where it may have fewer than the others. None: as many as they."""
+    ahead: bool = False
+    """It is generated before other requests that wait: somebody waits for it."""
+
+    def limit(self, sampling: Sampling) -> int:
+        """Most tokens of this sample among those that are drawn by `sampling`."""
+        return sampling.max_tokens if self.max_tokens is None else min(self.max_tokens, sampling.max_tokens)
 
 
 def hardware_options(
@@ -93,26 +101,26 @@ def rollout_options(
     }
 
 
-def sampling_settings(sampling: Sampling, seed: int) -> dict[str, Any]:
+def sampling_settings(sampling: Sampling, request: Request) -> dict[str, Any]:
     """vLLM's SamplingParams of one sample, as keywords and as JSON. The stop ids alone end it: vLLM's own are off."""
     return {
         "temperature": sampling.temperature,
-        "max_tokens": sampling.max_tokens,
+        "max_tokens": request.limit(sampling),
         "stop_token_ids": list(sampling.stop_ids),
         "ignore_eos": True,
-        "seed": seed,
+        "seed": request.seed,
         "logprobs": 0,  # of the sampled token alone
         "detokenize": False,
     }
 
 
-def require_fit(requests: Sequence[Request], max_tokens: int, max_length: int) -> None:
-    """Raises `UserError` where a prompt and `max_tokens` are longer than an engine's context of `max_length` tokens."""
+def require_fit(requests: Sequence[Request], sampling: Sampling, max_length: int) -> None:
+    """Raises `UserError` where a prompt and its answer may be longer than an engine's context, `max_length` tokens."""
     for request in requests:
-        if len(request.prompt_P) + max_tokens > max_length:
+        if len(request.prompt_P) + request.limit(sampling) > max_length:
             raise UserError(
-                f"a prompt of {len(request.prompt_P)} tokens and rollout.max_tokens {max_tokens} do not fit the "
-                f"engine's context of {max_length} tokens; lower rollout.max_tokens, or leave that problem out"
+                f"a prompt of {len(request.prompt_P)} tokens and rollout.max_tokens {sampling.max_tokens} do not fit "
+                f"the engine's context of {max_length} tokens; lower rollout.max_tokens, or leave that problem out"
             )
 
 
@@ -213,9 +221,7 @@ class RolloutEngine:
             raise RuntimeError("a batch of rollouts was begun before the one before it was done")
         self._batch = requests
         for index, request in enumerate(requests):
-            settings = SamplingParams(
-                output_kind=RequestOutputKind.FINAL_ONLY, **sampling_settings(sampling, request.seed)
-            )
+            settings = SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY, **sampling_settings(sampling, request))
             self._engine.add_request(f"{index}", {"prompt_token_ids": request.prompt_P.tolist()}, settings)
 
     @property

@@ -30,6 +30,10 @@ class Fleet(Protocol):
     It begins paused: nothing is generated before the first `resume`.
     """
 
+    @property
+    def one_batch_at_a_time(self) -> bool:
+        """Whether a call of `generate` waits until those before it are done."""
+
     async def start(self) -> None:
         """Start the engines or wait for them; must be called on the main thread.
 
@@ -155,6 +159,8 @@ class LocalFleet:
     They generate a batch at a time, those of later calls after it: the same calls give the same samples bit for bit.
     """
 
+    one_batch_at_a_time = True
+
     def __init__(self, model: Path, options: dict[str, Any], engines: int = 1) -> None:
         """`options` are those of `rollout_options`; several engines share a CPU's cores evenly."""
         self._model, self._options = model, options
@@ -174,7 +180,7 @@ class LocalFleet:
             self._gpus[name] = await engine.call("gpus")
 
     async def generate(self, requests: Sequence[Request], sampling: Sampling) -> AsyncIterator[tuple[int, Sample]]:
-        require_fit(requests, sampling.max_tokens, self._options["max_model_len"])
+        require_fit(requests, sampling, self._options["max_model_len"])
         found: asyncio.Queue[tuple[list[int], Found]] = asyncio.Queue()
         async with self._turn:
             while not self._going.is_set():  # it may be paused again before this continues

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack, closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from qedmeg.data.prompts import load_prompts
 from qedmeg.data.tokenizer import load_tokenizer
 from qedmeg.errors import EXIT_USER_ERROR, UserError
 from qedmeg.grading.grader import Grader, ProofProblem
+from qedmeg.grading.graders import Graders
 from qedmeg.grading.panel import make_grader
 from qedmeg.model.families import read_architecture
 from qedmeg.rollout.collect import Collector
@@ -36,7 +37,11 @@ from qedmeg.rollout.state_prompts import make_state_prompts
 from qedmeg.rollout.state_source import StateSource, cache_identity
 from qedmeg.rollout.store import STORE_FILE, Store
 from qedmeg.rollout.summariser import ServedSummariser
+from qedmeg.rollout.validation_plan import read_validation
 from qedmeg.settings import load_config
+
+if TYPE_CHECKING:
+    from qedmeg.rollout.validation import Validator
 
 LINE_BYTES = 2**28
 """Longest request."""
@@ -101,6 +106,10 @@ async def serve(config: ProcessConfig, channel: Channel, make_fleet: FleetMaker,
         asks = make_state_prompts(tokenizer, prompts, config.data, config.rollout, config.cache, context)
         longest = max(longest, asks.room.whole)
         identity |= cache_identity(config.cache)
+    validation = None
+    if config.validation is not None:
+        validation, validated = read_validation(config.validation, config.rollout, config.grader, tokenizer, context)
+        longest = max(longest, validated)
     async with AsyncExitStack() as ending:
         store = ending.enter_context(closing(Store(config.run_dir / STORE_FILE, identity)))
         fleet = make_fleet(config.rollout, config.run_dir, config.model_folder, longest, config.trainer_gpus)
@@ -114,16 +123,26 @@ async def serve(config: ProcessConfig, channel: Channel, make_fleet: FleetMaker,
             source = StateSource(config, prompts, asks, fleet, store, summariser, channel.say)
         grader = make_grader(config.grader)
         ending.push_async_callback(grader.close)
-        ending.callback(_exit_in, SECONDS_TO_END)  # the first that is done in the end, whatever hangs in the others
+        validator = None
+        if validation is not None:
+            from qedmeg.rollout.validation import Validator  # seconds to import, of statistics and plots
+
+            graders = Graders(config.grader, grader)
+            ending.push_async_callback(graders.close)
+            validator = Validator(config, validation, longest, tokenizer, fleet, graders, channel.say)
+            ending.callback(validator.close)
         collector = Collector(config, source, tokenizer, fleet, grader, store, channel.say)
-        await _until_the_trainer_ends(_Service(collector, fleet, channel))
+        service = _Service(collector, fleet, validator, channel)
+        ending.push_async_callback(service.give_up)
+        ending.callback(_exit_in, SECONDS_TO_END)  # the first that is done in the end, whatever hangs in the others
+        await _until_the_trainer_ends(service)
 
 
 class _Service:
     """Answers requests, each in a task of its own."""
 
-    def __init__(self, collector: Collector, fleet: Fleet, channel: Channel) -> None:
-        self.collector, self.fleet, self.channel = collector, fleet, channel
+    def __init__(self, collector: Collector, fleet: Fleet, validator: "Validator | None", channel: Channel) -> None:
+        self.collector, self.fleet, self.validator, self.channel = collector, fleet, validator, channel
         self._under_way: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -148,6 +167,13 @@ class _Service:
         while True:
             self.channel.send({"alive": True})
             await asyncio.sleep(SECONDS_BETWEEN_SIGNS)
+
+    async def give_up(self) -> None:
+        """End what is being done for requests: nobody waits for the answers."""
+        tasks = list(self._under_way)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _answer(self, request: dict[str, Any]) -> None:
         try:
@@ -176,6 +202,8 @@ class _Service:
                 prompts = [np.array(prompt, dtype=np.int32) for prompt in arguments["prompts"]]
                 found = await self.fleet.prompt_logprobs(arguments["name"], prompts)
                 return [logprobs.tolist() for logprobs in found]
+            case "validate" if self.validator is not None:
+                return await self.validator.validate(arguments["version"], arguments["weights"])
         raise ValueError(f"no such method: {method}")
 
 

@@ -16,6 +16,7 @@ from typing import Literal
 from qedmeg.config import GraderConfig
 from qedmeg.config_rc import CacheConfig
 from qedmeg.config_rl import AdvantageConfig, ProblemConfig, RolloutConfig
+from qedmeg.config_validation import ValidationConfig
 from qedmeg.settings import Settings
 
 CONFIG_FILE = "rollout_process.yaml"
@@ -57,3 +58,5 @@ class ProcessConfig(Settings):
     """So many of the GPUs that the process sees, the first, are the trainer's ranks'."""
     cache: CacheConfig | None = None
     """None: groups are of the problems in their order."""
+    validation: ValidationConfig | None = None
+    """None: weights are not validated."""

@@ -49,6 +49,8 @@ class _Member:
 class RemoteFleet:
     """Servers of other nodes, by their addresses, or of this machine, which `starters` start."""
 
+    one_batch_at_a_time = False
+
     def __init__(
         self,
         config: RolloutConfig,
@@ -121,7 +123,7 @@ class RemoteFleet:
         self._dispatch()
 
     async def generate(self, requests: Sequence[Request], sampling: Sampling) -> AsyncIterator[tuple[int, Sample]]:
-        require_fit(requests, sampling.max_tokens, self._max_length)
+        require_fit(requests, sampling, self._max_length)
         tasks = [asyncio.create_task(self._answer(i, request, sampling)) for i, request in enumerate(requests)]
         try:
             for done in asyncio.as_completed(tasks):
@@ -133,10 +135,10 @@ class RemoteFleet:
 
     async def _answer(self, index: int, request: Request, sampling: Sampling) -> tuple[int, Sample]:
         """The one answer to a request, of whichever server gives it first. It is with one server at a time."""
-        seconds, first, timeouts = self._config.generate_seconds, True, 0
+        seconds, last, timeouts = self._config.generate_seconds, not request.ahead, 0
         while True:
-            member = await self._take(first)
-            first = False
+            member = await self._take(last)
+            last = False
             started = time.monotonic()
             task = asyncio.create_task(member.server.generate(request, sampling, seconds))
             member.tasks.add(task)
@@ -158,10 +160,11 @@ class RemoteFleet:
                 member.tasks.discard(task)
                 self._free(member)
 
-    async def _take(self, first: bool) -> _Member:
-        """A server with room for one more request, which is counted already. Who was interrupted goes first."""
+    async def _take(self, last: bool) -> _Member:
+        """A server with room for one more request, which is counted already. It goes `last` of those that wait, but who
+        was interrupted or is urgent first."""
         future = asyncio.get_running_loop().create_future()
-        if first:
+        if last:
             self._waiting.append(future)
         else:
             self._waiting.appendleft(future)

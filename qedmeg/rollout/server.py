@@ -214,7 +214,7 @@ class Server:
 
     async def generate(self, request: Request, sampling: Sampling, seconds: float) -> Sample:
         """One sample. Giving up the call gives up the generation."""
-        answer = await self._generate(request.prompt_P, sampling_settings(sampling, request.seed), seconds)
+        answer = await self._generate(request.prompt_P, sampling_settings(sampling, request), seconds)
         try:
             choice = answer["choices"][0]
             logprobs = [told["logprob"] for told in choice["logprobs"]["content"]]

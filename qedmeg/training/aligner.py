@@ -15,6 +15,7 @@ from qedmeg import device, parallel
 from qedmeg.config_rl import PPOConfig
 from qedmeg.data.packing import padded_length
 from qedmeg.monitor.budget import TimeBudget
+from qedmeg.monitor.metrics import MetricsLogger
 from qedmeg.monitor.rollout_metrics import batch_metrics, waiting
 from qedmeg.training.checkpoint import TrainedModel, TrainingState
 from qedmeg.training.critic import pack_returns, row_values, value_gradients
@@ -25,6 +26,7 @@ from qedmeg.training.rollout_batch import PackedRollouts
 from qedmeg.training.rollout_rows import NO_TOKEN, PackedRows, pack_rows, rollout_rows, sum_over_data_ranks
 from qedmeg.training.rollout_source import RolloutSource
 from qedmeg.training.rollout_step import Baselines, rollout_gradients
+from qedmeg.training.validation import validate
 
 Rows = dict[str, torch.Tensor]
 
@@ -38,6 +40,7 @@ class Actor:
         state: TrainingState,
         reference: Policy | None,
         rollouts: RolloutSource,
+        logger: MetricsLogger,
         pad_id: int,
         step: int,
     ) -> None:
@@ -53,6 +56,7 @@ class Actor:
             placement=placement(state.policy.parallelism),
         )
         self.budget = TimeBudget()
+        self.validate = partial(validate, config, state.policy, rollouts, logger, self.budget)
         self.metrics: dict[str, float] = {}
         """Of the step, so far."""
         self.losses: list[LossSums] = []
@@ -73,6 +77,13 @@ class Actor:
         self.losses = []
         with self.budget("transfer"):
             self.metrics = dict(self.rollouts.publish(self.step))
+        self.validate(self.step)
+
+    def validate_the_last(self) -> None:
+        """Validate the weights that the run ends with; no step begins with them that would send them to the engines."""
+        if self.config.validation is not None:
+            self.rollouts.publish(self.config.max_steps)
+            self.validate(self.config.max_steps)
 
     def rows(self, step: int) -> Rows:
         """This rank's rows of the step's graded rollouts."""

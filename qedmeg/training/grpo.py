@@ -20,7 +20,7 @@ from qedmeg.data.prompts import PromptSet, load_prompts
 from qedmeg.errors import EXIT_REQUEUE, UserError
 from qedmeg.lineage.origin import begin_run
 from qedmeg.monitor.budget import TimeBudget
-from qedmeg.monitor.metrics import TIME_PREFIX, MetricsLogger, rl_note
+from qedmeg.monitor.metrics import MetricsLogger, rl_note, time_metrics
 from qedmeg.monitor.rollout_metrics import batch_metrics, loss_metrics, waiting
 from qedmeg.rollout.sample import Batch, Group, SummaryGroup
 from qedmeg.rollout.state_prompts import make_state_prompts
@@ -34,6 +34,7 @@ from qedmeg.training.rollout_batch import PackedRollouts, minibatches, pack_roll
 from qedmeg.training.rollout_source import RolloutSource
 from qedmeg.training.rollout_step import Baselines, rollout_gradients
 from qedmeg.training.start import Start, StopRequest, load_weights, read_start
+from qedmeg.training.validation import announce_validation, check_validation, validate
 
 
 def train(config: GRPOConfig) -> int:
@@ -53,6 +54,7 @@ def train(config: GRPOConfig) -> int:
         make_state_prompts(
             tokenizer, prompts, config.data, config.rollout, config.cache, start.model.max_positions
         )  # raises where there is no room for them
+    plan = check_validation(config, start, tokenizer)
     stop = StopRequest()
     parallel.initialize(start.parallelism, config.seed)
     state = start.training_state(
@@ -73,22 +75,24 @@ def train(config: GRPOConfig) -> int:
         save_config(config, config.run_dir / "config.yaml")
         begin_run(config, label, first_step)
         announce(label, config, start, prompts, first_step)
+        announce_validation(config.validation, plan)
     checkpointer = checkpoint.Checkpointer(config.run_dir, config.checkpoint, start.hf_files, state)
     logger = MetricsLogger(config.run_dir, label, first_step, config.max_steps, is_main=is_main, note=rl_note)
     with RolloutSource(config, start.hf_files, state.policy, prompts) as rollouts:
         rollouts.publish(first_step)
         budget = TimeBudget()
+        validation = partial(validate, config, state.policy, rollouts, logger, budget)
         for step in range(first_step, config.max_steps):
+            validation(step)
             with budget("waited"):
                 batch = rollouts.batch(step)
             budget.divide("waited", waiting(batch))
             metrics = batch_metrics(batch, config.rollout.max_lag) | trainer.step(batch, budget)
             with budget("transfer"):
                 metrics |= rollouts.publish(step + 1)
-            seconds = budget.restart()
-            metrics |= {"step_time": sum(seconds.values())}
-            metrics |= {f"{TIME_PREFIX}{name}": value for name, value in seconds.items()}
-            logger.log_metrics(metrics, step, "train/")
+            if step + 1 == config.max_steps:  # before the checkpoint that says that all is done
+                validation(step + 1)
+            logger.log_metrics(metrics | time_metrics(budget.restart()), step, "train/")
             checkpointer.poll()
             last = step + 1 == config.max_steps or stop.asked()
             if last or (step + 1) % config.checkpoint.save_every == 0:

@@ -20,7 +20,7 @@ from qedmeg.data.prompts import load_prompts
 from qedmeg.errors import EXIT_REQUEUE, UserError
 from qedmeg.lineage.origin import begin_run
 from qedmeg.model import torch_dist
-from qedmeg.monitor.metrics import TIME_PREFIX, MetricsLogger, rl_note
+from qedmeg.monitor.metrics import MetricsLogger, rl_note, time_metrics
 from qedmeg.monitor.rollout_metrics import loss_metrics
 from qedmeg.settings import save_config
 from qedmeg.training import checkpoint, nemo
@@ -29,6 +29,7 @@ from qedmeg.training.critic import begin_from, new_critic
 from qedmeg.training.grpo import PromptOrder, announce, frozen_reference, longest_prompt
 from qedmeg.training.rollout_source import RolloutSource
 from qedmeg.training.start import Start, StopRequest, read_start
+from qedmeg.training.validation import announce_validation, check_validation
 
 
 def train(config: PPOConfig) -> int:
@@ -41,6 +42,7 @@ def train(config: PPOConfig) -> int:
     _require_same_algorithm(config, start)
     tokenizer = start.tokenizer(config.data.tokenizer, config.data.chat_template)
     prompts = load_prompts(config.data, tokenizer, longest_prompt(config, start))
+    plan = check_validation(config, start, tokenizer)
     stop = _RunTimer()
     parallel.initialize(start.parallelism, config.seed)
     state = start.training_state(
@@ -66,10 +68,11 @@ def train(config: PPOConfig) -> int:
         save_config(config, config.run_dir / "config.yaml")
         begin_run(config, label, first_step)
         announce(label, config, start, prompts, first_step)
+        announce_validation(config.validation, plan)
     checkpointer = checkpoint.Checkpointer(config.run_dir, config.checkpoint, start.hf_files, state)
     logger = MetricsLogger(config.run_dir, label, first_step, config.max_steps, is_main=is_main, note=rl_note)
     with RolloutSource(config, start.hf_files, state.policy, prompts) as rollouts:
-        actor = Actor(config, state, reference, rollouts, tokenizer.pad_id, first_step)
+        actor = Actor(config, state, reference, rollouts, logger, tokenizer.pad_id, first_step)
         trainer = _trainer(config, actor, _Hooks(actor, logger, checkpointer), stop)
         gc.freeze()  # the trainers collect garbage three times a step: not among all that is imported, for seconds
         try:
@@ -142,10 +145,7 @@ class _Hooks:
         losses = loss_metrics(sum(actor.losses[1:], actor.losses[0]), len(actor.losses))
         found = losses | actor.metrics  # the trainer's KL in place of the loss's, which is given no reference
         found |= {"grad_norm": optimizer.grad_norm, "lr": float(optimizer.param_groups[0]["lr"])}
-        seconds = actor.budget.restart()
-        found |= {"step_time": sum(seconds.values())}
-        found |= {f"{TIME_PREFIX}{name}": value for name, value in seconds.items()}
-        self.logger.log_metrics(found, step, "train/")
+        self.logger.log_metrics(found | time_metrics(actor.budget.restart()), step, "train/")
         self.checkpointer.poll()
         actor.step = step + 1
 
@@ -154,6 +154,8 @@ class _Hooks:
     def finalize(self) -> None: ...
 
     def custom_save(self, monitor_candidates: dict[str, Any], is_train_end: bool) -> None:
+        if is_train_end:
+            self.actor.validate_the_last()
         self.checkpointer.save(self.trainer.step)
 
 

@@ -67,6 +67,15 @@ class RolloutSource:
             except WeightsNeeded:  # every engine was started anew
                 self.publish(step)
 
+    def validate(self, version: int, weights: str) -> dict[str, float]:
+        """What to log of the validation of this version, which must be published, the same on every rank; `weights` is
+        a hash of them."""
+        while True:
+            try:
+                return self._from_rank_0(lambda: self._asked().validate(version, weights))
+            except WeightsNeeded:
+                self.publish(version)
+
     def publish(self, version: int) -> dict[str, float]:
         """Send the weights to all engines that answer, and let them generate with them; what to log.
 

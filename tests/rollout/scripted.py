@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 from qedmeg.config import GraderConfig  # noqa: E402
 from qedmeg.data.problems import Problem, demonstration, generate, reference_proof  # noqa: E402
 from qedmeg.data.tokenizer import Tokenizer, load_tokenizer  # noqa: E402
+from qedmeg.evaluation.results import Results  # noqa: E402
 from qedmeg.grading import symbolic  # noqa: E402
 from qedmeg.grading.grade import Cost, Failed, Grade  # noqa: E402
 from qedmeg.grading.grader import ProofProblem  # noqa: E402
@@ -59,6 +60,8 @@ class Script:
     thinking: bool = False
     kill: tuple[str, int, str] = ("", 0, "")
     """Store's method at whose n-th call (from 1) the process kills itself, and whether `before` or `after` it."""
+    kill_results: tuple[str, int, str] = ("", 0, "")
+    """The same of the file of a validation's results."""
     lose_weights_at: int = -1
     """After so many samples the engines say that they were started anew, until they are sent weights again."""
 
@@ -82,6 +85,8 @@ class ScriptedFleet:
     delays: random.Random = field(default_factory=lambda: random.Random(0))
     going: asyncio.Event = field(default_factory=asyncio.Event)
     calls: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
+
+    one_batch_at_a_time = False
 
     async def start(self) -> None:
         pass
@@ -174,7 +179,7 @@ class ScriptedGrader:
     asked: int = 0
     draw: random.Random = field(default_factory=lambda: random.Random(0))
 
-    async def grade(self, problem: Problem | ProofProblem, proof: str) -> Grade:
+    async def grade(self, problem: Problem | ProofProblem, proof: str, again: int = 0) -> Grade:
         assert isinstance(problem, Problem)
         number, self.asked = self.asked, self.asked + 1
         if self.script.grade_seconds:
@@ -227,6 +232,8 @@ def main() -> int:
     script = Script(**{name: tuple(value) if isinstance(value, list) else value for name, value in told.items()})
     if script.kill[1]:
         kill_at(*script.kill)
+    if script.kill_results[1]:
+        kill_at(*script.kill_results, of=Results)
     os.write(1, b"a print of C before it begins\n")
     print("a print before it begins")
 
