@@ -18,3 +18,11 @@ from qedmeg.thinking import split_thinking
 )
 def test_thinking_is_told_apart(content, thinking, text):
     assert split_thinking(content) == (thinking, text)
+
+
+@pytest.mark.parametrize(
+    ("content", "split"),
+    [("hm</think>so.", ("hm", "so.")), ("hm", ("hm", "")), ("<think>hm", ("hm", "")), ("", ("", ""))],
+)
+def test_after_a_prompt_that_opens_it_all_is_thinking_until_it_ends(content, split):
+    assert split_thinking(content, begun=True) == split

@@ -93,7 +93,7 @@ def load_benchmark(
     if data is None:
         raise UserError(
             f"{prefix}benchmark: nothing says where the problems of '{name}' are; give {prefix}data with "
-            f"{published.file}, or with {published.hub} to fetch it from the hub"
+            f"{published.file}, or {prefix}data {published.hub} to fetch it from the hub"
         )
     return _checked(list(_read(data, published.graded)), data)
 

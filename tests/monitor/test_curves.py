@@ -26,6 +26,21 @@ def test_what_is_absent_is_not_plotted() -> None:
     assert [label for label, _, _ in plots[0].legend] == ["mean"]
 
 
+def test_the_score_of_validations_has_the_bands_of_its_bounds() -> None:
+    steps = [0, 20, 40]
+    bounded = [
+        {"step": step, "train/reward": 0.5, "validation/score": 4.0, "validation/score_low": 3.0, **more}
+        for step, more in zip(steps, [{"validation/score_high": 5.0}] * 3, strict=True)
+    ]
+    reward, score = curves.plots(curves.series_of(bounded))
+    assert (reward.title, score.title.partition(",")[0]) == ("Reward", "Validation score")
+    assert [(label, last) for label, _, last in score.legend] == [("sampled", "4")]
+    bands = [svg.count("fill-opacity: 0.15") for svg in (str(score.svg), str(reward.svg))]
+    assert bands[0] > bands[1] == 0
+    (alone,) = curves.plots(curves.series_of([{"step": 0, "validation/score": 4.0, "validation/score_low": 3.0}]))
+    assert "fill-opacity: 0.15" not in alone.svg
+
+
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf, 1e-300, 1e300])
 def test_odd_values_are_drawn(value: float) -> None:
     (plot,) = curves.plots(curves.series_of(lines(3, mismatch=value)))

@@ -3,7 +3,7 @@
 import pytest
 
 from qedmeg.monitor import progress
-from qedmeg.monitor.metrics import METRICS_FILE, MetricsLogger, read_metrics, rl_note
+from qedmeg.monitor.metrics import METRICS_FILE, MetricsLogger, read_metrics, rl_note, time_metrics, validation_note
 
 
 def _log(run_dir, first, last):
@@ -63,6 +63,35 @@ def test_the_line_of_reinforcement_learning(tmp_path, monkeypatch, capsys):
         "generate 1.1 s grade 0.2 s train 1.4 s transfer 0.1 s idle 0.1 s "
     )
     assert read_metrics(tmp_path)[0]["train/time/grade"] == 0.2
+
+
+def test_the_line_of_a_validated_step_tells_the_score(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    logger = MetricsLogger(tmp_path, "GRPO", 3, 5, is_main=True, note=rl_note)
+    scores = {"score": 4.071, "score_low": 3.6, "score_high": 4.5, "greedy": 4.34, "failed_grades": 2.0}
+    logger.log_metrics(scores, 3, "validation/")
+    for step in (3, 4):
+        logger.log_metrics({"reward": 1.0}, step, "train/")
+    logger.finalize()
+    validated, other = capsys.readouterr().err.splitlines()
+    assert validated.startswith(
+        "GRPO: 4/5 validation 4.07 [3.60, 4.50] of 7, greedy 4.34, 2 grades failed  reward 1.00 (7.0 of 7)"
+    )
+    assert other.startswith("GRPO: 5/5 reward 1.00")
+    assert read_metrics(tmp_path)[0] == {"step": 3, **{f"validation/{name}": value for name, value in scores.items()}}
+
+
+def test_a_validation_without_grades_says_so():
+    assert validation_note({"missing": 3.0}) == "validation without a score, 3 attempts are missing"
+
+
+def test_validation_is_no_part_of_the_time_of_a_step():
+    assert time_metrics({"train": 2.0, "validate": 5.0, "idle": 1.0}) == {
+        "step_time": 3.0,
+        "time/train": 2.0,
+        "time/validate": 5.0,
+        "time/idle": 1.0,
+    }
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,13 @@ def reference(models: dict[int, Any], sample: Sample, temperature: float) -> np.
     return expected
 
 
+def logits(model: Any, sample: Sample) -> torch.Tensor:
+    """Those [T, V] that a sample's tokens were drawn by, by transformers."""
+    tokens = torch.tensor([[*sample.prompt_P.tolist(), *sample.tokens_T.tolist()]])
+    with torch.no_grad():
+        return model(tokens).logits[0, len(sample.prompt_P) - 1 : -1]
+
+
 async def send(fleet: Fleet, model: Any, version: int) -> None:
     """Send weights to every engine, in one bucket, as the trainer does at each step: pause, transfer, resume."""
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}

@@ -28,7 +28,6 @@ sys.path.insert(0, str(ROOT))
 from qedmeg.config import GraderConfig  # noqa: E402
 from qedmeg.data.problems import Problem, demonstration, generate, reference_proof  # noqa: E402
 from qedmeg.data.tokenizer import Tokenizer, load_tokenizer  # noqa: E402
-from qedmeg.evaluation.results import Results  # noqa: E402
 from qedmeg.grading import symbolic  # noqa: E402
 from qedmeg.grading.grade import Cost, Failed, Grade  # noqa: E402
 from qedmeg.grading.grader import ProofProblem  # noqa: E402
@@ -60,8 +59,6 @@ class Script:
     thinking: bool = False
     kill: tuple[str, int, str] = ("", 0, "")
     """Store's method at whose n-th call (from 1) the process kills itself, and whether `before` or `after` it."""
-    kill_results: tuple[str, int, str] = ("", 0, "")
-    """The same of the file of a validation's results."""
     lose_weights_at: int = -1
     """After so many samples the engines say that they were started anew, until they are sent weights again."""
 
@@ -229,8 +226,6 @@ def main() -> int:
     script = Script(**{name: tuple(value) if isinstance(value, list) else value for name, value in told.items()})
     if script.kill[1]:
         kill_at(*script.kill)
-    if script.kill_results[1]:
-        kill_at(*script.kill_results, of=Results)
     os.write(1, b"a print of C before it begins\n")
     print("a print before it begins")
 

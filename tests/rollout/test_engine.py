@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,13 @@ def test_the_same_batch_is_the_same_call_after_call_and_run_after_run(
         await policies.generate(fleet, policies.batch(40), policies.sampling(0.9))
         async with aclosing(fleet.generate(policies.batch(), policies.sampling())) as samples:
             await anext(samples)
+        # what a validation asks
+        asked = [replace(one, seed=1, max_tokens=9, ahead=True) for one in policies.batch(8)]
+        greedy = await policies.generate(fleet, asked, policies.sampling(0.0, stop_ids=()))
+        assert {len(sample.tokens_T) for sample in greedy} == {9}
+        for sample in greedy:
+            likeliest_TV = policies.logits(models[1], sample)
+            np.testing.assert_array_equal(likeliest_TV.argmax(-1), sample.tokens_T)
         second = await digest()
         await policies.send(fleet, models[2], 2)
         others = await digest()

@@ -117,6 +117,20 @@ def test_requests_go_where_the_fewest_are_under_way() -> None:
     play(scene)
 
 
+def test_what_is_urgent_does_not_wait_behind_what_is_not() -> None:
+    async def scene(it: Scene) -> None:
+        fleet = await it.open([VllmServer(seconds=0.02)], concurrency=1)
+        behind = asyncio.create_task(all_samples(fleet, requests(20)))
+        await until(lambda: it.servers[0].answered)
+        urgent = [Request(np.array([9], dtype=np.int32), 100 + seed, ahead=True) for seed in range(3)]
+        await all_samples(fleet, urgent)
+        assert not behind.done()
+        await behind
+        assert {100, 101, 102} <= set(it.servers[0].answered[:7])
+
+    play(scene)
+
+
 def test_answers_come_as_they_finish() -> None:
     async def scene(it: Scene) -> None:
         fleet = await it.open([VllmServer(), VllmServer(lambda seed: "hang")], concurrency=1)

@@ -13,12 +13,14 @@ import psutil
 import pytest
 
 from qedmeg.config_rl import GRPOConfig
+from qedmeg.config_validation import ValidationConfig
 from qedmeg.errors import UserError
 from qedmeg.rollout import client as client_module
 from qedmeg.rollout.client import RolloutClient, RolloutFailed, WeightsNeeded
 from qedmeg.rollout.process import main
 from qedmeg.rollout.protocol import EngineLost
 from qedmeg.rollout.sample import Batch
+from qedmeg.rollout.validation import VALIDATION_FILE
 from tests.rollout.collecting import GROUP, PROMPTS, Setting, check, collect, content, make_setting, query
 from tests.rollout.scripted import COMMAND, GRADED_FILE, Script, lines
 
@@ -57,6 +59,8 @@ def test_the_process_does_what_a_trainer_asks(
     monkeypatch.setenv("RANK", "0")  # as under torchrun
     monkeypatch.setenv("LOCAL_RANK", "0")
     config = setting.config(tmp_path / "run", failure_pause_seconds=0.1, max_failure_rate=0.2)
+    validated = {"benchmark": str(setting.rows), "scaffold_settings": {"prompt": "{problem}"}}
+    config = config.model_copy(update={"validation": ValidationConfig(**validated)})
     with started(config, setting, Script(generate_seconds=0.02, outage=(13, 20), lose_weights_at=3)) as client:
         environment = psutil.Process(client._process.pid).environ()
         assert not {"RANK", "LOCAL_RANK"} & environment.keys()
@@ -77,7 +81,10 @@ def test_the_process_does_what_a_trainer_asks(
             os.kill(client._process.pid, number)
         batches += [step(client, 1)]
         check(batches, max_lag=0)
-        assert [len(batch.groups) for batch in batches] == [PROMPTS, PROMPTS]
+        assert [len(batch.groups) for batch in batches] == [PROMPTS, PROMPTS]  # step 1 in spite of the outage
+        assert client.validate(1, "hash")["graded"] == 12
+        assert (config.run_dir / VALIDATION_FILE).exists()
+        batches += [step(client, 2)]
     assert client._process.returncode == 0
     with pytest.raises(RolloutFailed, match="was closed"):
         client.engines()
@@ -85,10 +92,11 @@ def test_the_process_does_what_a_trainer_asks(
     assert "rollouts: graders are failing" in capfd.readouterr().err
     for stray in ("a print before it begins", "a print of C before it begins", "a print", "a print of C"):
         assert f"{stray}\n" in client.log.read_text()
-    # the same as in one process: the pipes change nothing
+    # the same as in one process and without validation: the pipes change nothing, and neither does that
     alone = tmp_path / "alone"
     alone.mkdir()
-    assert content(batches[:1]) == content(collect(setting, setting.config(alone), Script(), steps=1)[0])
+    undisturbed, _ = collect(setting, setting.config(alone), Script(), steps=3)
+    assert content([batches[0], batches[2]]) == content([undisturbed[0], undisturbed[2]])
 
 
 def test_when_the_process_is_killed_or_hangs_the_trainer_hears_of_it_and_can_go_on(

@@ -1,5 +1,6 @@
 """PPO and REINFORCE by NeMo-Aligner's trainers, on scripted rollouts: what trains, how well, and how it is resumed."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from qedmeg.settings import load_config
 from tests import ppo_runs, sft_runs
 
 REINFORCE = ["algorithm=reinforce"]
+JUDGES = "grader.judges=[{base_url: http://localhost:1/v1, model: judge}]"
 DISCOUNT, GAE_LAMBDA, PENALTY = 0.95, 0.9, 0.1
 
 
@@ -204,6 +206,35 @@ def test_a_checkpoint_with_a_critic_is_one_of_the_policy(ranks, config_file, tmp
     assert torch.equal(before[key], after[key])
     with pytest.raises(AssertionError, match=f"algorithm: reinforce, but {folder} was written by ppo"):
         ranks(ppo_runs.train, 1, config_file, [f"run_dir={tmp_path}", *REINFORCE])
+
+
+@pytest.mark.parametrize("settings", [[], REINFORCE], ids=["ppo", "reinforce"])
+def test_validations_are_of_the_first_the_due_and_the_last_weights_and_change_no_step(
+    ranks, config_file, tmp_path, settings
+):
+    plain = [f"run_dir={tmp_path / 'plain'}", "max_steps=3", *settings]
+    assert set(ranks(ppo_runs.train, 2, config_file, plain)) == {0}
+    rows = [{"id": f"v{number}", "problem": f"Prove {number}.", "rubric": "7 for a proof"} for number in range(2)]
+    (tmp_path / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    validated = [f"validation.benchmark={tmp_path / 'held_out.jsonl'}", "validation.every=2", JUDGES]
+    run = tmp_path / "validated"
+    settings = [f"run_dir={run}", "max_steps=3", *validated, *settings]
+    assert set(ranks(ppo_runs.train, 2, config_file, settings)) == {0}
+    lines = read_metrics(run)
+    scores = [(line["step"], line["validation/score"]) for line in lines if "validation/score" in line]
+    assert scores == [(0, 0.0), (2, 2.0), (3, 3.0)]
+    weights = [line["validation/weights"] for line in lines if "validation/score" in line]
+    assert len(set(weights)) == 3
+    steps = [line for line in lines if "train/reward" in line]
+    assert ["train/time/validate" in line for line in steps] == [True, False, True]
+    assert _without_times(steps) == _without_times(read_metrics(tmp_path / "plain"))
+    # gone on with from the checkpoint of the same weights
+    other = tmp_path / "other"
+    shutil.copytree(_checkpoint(run, 3), _checkpoint(other, 3))
+    more = [f"run_dir={other}", "max_steps=4", *settings[2:]]
+    assert set(ranks(ppo_runs.train, 2, config_file, more)) == {0}
+    found = {line["step"]: line for line in read_metrics(other) if "validation/score" in line}
+    assert list(found) == [4]
 
 
 @pytest.mark.parametrize(
