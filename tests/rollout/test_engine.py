@@ -98,7 +98,7 @@ def test_the_same_batch_is_the_same_call_after_call_and_run_after_run(
         async with aclosing(fleet.generate(policies.batch(), policies.sampling())) as samples:
             await anext(samples)
         # what a validation asks
-        asked = [replace(one, seed=1, max_tokens=9, ahead=True) for one in policies.batch(10)]
+        asked = [replace(one, seed=1, max_tokens=9, ahead=True) for one in policies.batch(8)]
         greedy = await policies.generate(fleet, asked, policies.sampling(0.0, stop_ids=()))
         assert {len(sample.tokens_T) for sample in greedy} == {9}
         for sample in greedy:
