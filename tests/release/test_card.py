@@ -1,7 +1,6 @@
 """The card: evaluations with their intervals, and hostile text that stays text."""
 
 import dataclasses
-import json
 import re
 from pathlib import Path
 
@@ -9,15 +8,15 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from qedmeg.conversion.convert import megatron_to_hf
 from qedmeg.evaluation.scores import open_results
 from qedmeg.evaluation.serving import weights_hash
 from qedmeg.evaluation.stats import summaries
-from qedmeg.lineage.stages import MODEL, DataFile, Stage, Start
+from qedmeg.lineage.stages import DataFile, Stage, Start
 from qedmeg.release.card import settings_file
 from qedmeg.release.evaluated import THESE, read_evaluated
 from qedmeg.release.markdown import Markdown, code, escape, table
 from tests.evaluation.filled import add_run, by_rule, failed, problems, run_of
-from tests.release.conftest import lineage
 
 HOSTILE = "a|b\n| x | y |\n---\n`c` <img src=x onerror=alert(1)> [d](http://e) **f** $g$ {{ h }} \u202e"
 
@@ -26,12 +25,9 @@ HOSTILE = "a|b\n| x | y |\n---\n`c` <img src=x onerror=alert(1)> [d](http://e) *
 def evaluated(two_stages, tmp_path) -> Path:
     """Results of three runs: of these weights with a failed grade, of others, and of a model behind an address."""
     path = tmp_path / "results.sqlite"
-    with pytest.MonkeyPatch.context():
-        from qedmeg.conversion.convert import megatron_to_hf
-
-        hf = tmp_path / "hf"
-        assert megatron_to_hf(two_stages / "second/checkpoints/step_00000003", hf, checks=()).equal
-    grades = by_rule(lambda n, sample: float((n + sample) % 8), 8, 2)
+    hf = tmp_path / "hf"
+    assert megatron_to_hf(two_stages / "second/checkpoints/step_00000003", hf, checks=()).equal
+    grades = by_rule(lambda n, sample: float((n + sample) % 8), 16, 2)
     grades[0, 0] = [failed()]
     sources = {
         "mine": {"model": "hf", "weights": weights_hash(hf)},
@@ -40,7 +36,7 @@ def evaluated(two_stages, tmp_path) -> Path:
     }
     for name, source in sources.items():
         run = dataclasses.replace(run_of(name), settings={"models": {"prover": source}})
-        add_run(path, run, problems(8), {"judge|1": grades})
+        add_run(path, run, problems(16), {"judge|1": grades})
     return path
 
 
@@ -50,15 +46,16 @@ def test_scores_with_intervals(release, two_stages, tmp_path, evaluated):
     out = tmp_path / "out"
     arguments = ("--run", two_stages / "second", "--out", out, "--results", evaluated, "--evaluated", *names)
     assert release(*arguments).status == 0
-    # problem n has (n % 8, (n + 1) % 8) points; of problem 0 only the second attempt is graded, with 1
-    mean = (1 + 1.5 + 2.5 + 3.5 + 4.5 + 5.5 + 6.5 + 3.5) / 8
+    # problem n has n % 8 and (n + 1) % 8 points, but for problem 0, of which the second attempt alone is graded, with 1
+    eight = 0.5 + 1.5 + 2.5 + 3.5 + 4.5 + 5.5 + 6.5 + 3.5
+    mean = (2 * eight + 0.5) / 16
     (row,) = [line for line in (out / "README.md").read_text().splitlines() if line.startswith("| mine |")]
     cells = [cell.strip() for cell in row.strip("|").split(" | ")]
     results = open_results(evaluated)
     whole = summaries(results, ["mine"])[0].whole
     results.close()
     assert cells[:11] == [
-        *("mine", "these", "imo-proofbench", "single", "2", "judge\\|1", "15", "1", "0"),
+        *("mine", "these", "imo-proofbench", "single", "2", "judge\\|1", "31", "1", "0"),
         *(f"{mean:.2f}", f"{mean / 7 * 100:.1f}"),
     ]
     low, high = whole.interval.low / 7 * 100, whole.interval.high / 7 * 100
@@ -67,12 +64,12 @@ def test_scores_with_intervals(release, two_stages, tmp_path, evaluated):
     assert (result.metric_value, result.dataset_name) == (round(mean / 7 * 100, 2), "imo-proofbench")
     assert f"[{low:.1f}, {high:.1f}]" in result.metric_name
     page = (out / "README.md").read_text()
-    assert [line.split(" | ")[1] for line in page.splitlines() if line.startswith(("| base |", "| a"))] == [
+    assert [line.split(" | ")[1] for line in page.splitlines() if line.startswith(("| base |", "| a\\|b"))] == [
         "others",
         "not known",
     ]
     for group in ("basic", "advanced", "Algebra", "Geometry"):
-        assert len([line for line in page.splitlines() if line.startswith(f"| {group} | 4 |")]) == 3
+        assert len([line for line in page.splitlines() if line.startswith(f"| {group} | 8 |")]) == 3
     assert (
         page.count("not graded, in no mean: 1 \\(timeout\\)") + page.count("not graded, in no mean: 1 (timeout)") == 3
     )
@@ -140,8 +137,3 @@ def test_settings_of_a_stage_are_a_file_of_their_own():
 def test_whose_weights_were_evaluated(evaluated, tmp_path):
     (one,) = read_evaluated(evaluated, ["mine"], weights_hash(tmp_path / "hf"))
     assert one.weights == THESE
-
-
-def test_the_first_model_is_named_when_it_is_known(two_stages):
-    first = lineage(two_stages / "second")[0]
-    assert (first["kind"], json.loads(json.dumps(first))["name"]) == (MODEL, "model")
