@@ -156,8 +156,8 @@ def _greedy(one: PreparedRun) -> PreparedRun:
     models = {role: source.greedy() for role, source in one.models.items()}
     settings = one.run.settings | {"models": {role: source.settings() for role, source in models.items()}}
     run = replace(one.run, name=f"{one.run.name} greedy", samples=1, settings=settings)
-    earlier = tuple(_greedy(earlier) for earlier in one.earlier_rounds)
-    return replace(one, run=run, models=models, greedy=False, earlier_rounds=earlier)
+    greedy = replace(one, run=run, models=models, greedy=False)
+    return replace(greedy, earlier_rounds=_earlier_rounds(greedy)) if one.earlier_rounds else greedy
 
 
 async def answer(results: Results, prepared: PreparedRun) -> Outcome:

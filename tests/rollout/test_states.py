@@ -192,4 +192,4 @@ def test_settings_that_do_not_go_together_are_refused(settings: dict[str, object
 @pytest.mark.parametrize("name", ["rc_demo", "qed_nano_rc"])
 def test_the_ready_settings_are_settings(name: str) -> None:
     config = load_config(RCConfig, Path(__file__).parents[2] / "recipes" / "configs" / f"{name}.yaml")
-    assert config.cache.rounds == {"rc_demo": 2, "qed_nano_rc": 3}[name]
+    assert config.cache.rounds == {"rc_demo": 1, "qed_nano_rc": 3}[name]

@@ -110,7 +110,7 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(finished, judge,
         (["cache.summary_tokens=500"], "lower one of them by"),
         (["cache.summaries_per_state=1", "cache.states_per_problem=2"], "leaves a summary none to be compared with"),
         (["rollout.drop_zero_variance=true"], "groups of equal rewards still tell what a summary brought"),
-        (["cache.prompts=scaffold", "data.prompt=Show {problem}"], "the cache has prompts of its own"),
+        (["data.prompt=Show {problem}"], "the cache has prompts of its own"),
         (["data.prompts_per_step=2"], "cache.states_per_problem 3 is greater than data.prompts_per_step 2"),
     ],
 )
