@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -66,8 +67,7 @@ def rounds_run(name: str) -> str:
 
 def read_score(folder: Path, name: str) -> Score:
     """What the model `name` scored."""
-    results = Results(folder / RESULTS)
-    try:
+    with closing(Results(folder / RESULTS)) as results:
         sampled, greedy = summaries(results, [name, f"{name} greedy"])
         earned: dict[str, list[float]] = defaultdict(list)
         for proof in _proofs(results, name):
@@ -75,27 +75,19 @@ def read_score(folder: Path, name: str) -> Score:
                 earned[f"{proof.family} / {item.name}"].append(item.points / item.of)
         by_item = {item: fmean(shares) for item, shares in sorted(earned.items())}
         return Score(sampled, greedy, by_item, tuple(_proofs(results, f"{name} greedy")))
-    finally:
-        results.close()
 
 
 def read_rounds(folder: Path, name: str, rounds: int) -> Rounds:
     """What the model `name` scored in each of the rounds."""
-    results = Results(folder / RESULTS)
-    try:
-        run = rounds_run(name)
+    run = rounds_run(name)
+    with closing(Results(folder / RESULTS)) as results:
         return Rounds(tuple(summaries(results, [*(f"{run} round {number}" for number in range(1, rounds)), run])))
-    finally:
-        results.close()
 
 
 def compare_runs(folder: Path, first: str, second: str) -> Comparison:
     """Two runs, problem by problem."""
-    results = Results(folder / RESULTS)
-    try:
+    with closing(Results(folder / RESULTS)) as results:
         return compare(*(read_run(results, find_run(results, name)) for name in (first, second)))
-    finally:
-        results.close()
 
 
 def said(one: Comparison) -> str:

@@ -26,7 +26,6 @@ RC_CONFIG = "recipes/configs/rc_demo.yaml"
 HELD_OUT = 108
 SAMPLES = 4
 BASE_SAMPLES = 1  # a model of random weights earns nothing, and writes to the last token that it may
-ROUNDS_SAMPLES = 4
 TEACHER_PROOFS = 24_000
 LESSONS = 16_000
 INCOMPLETE = 0.5
@@ -173,7 +172,7 @@ def _evaluate_rounds(name: str) -> Callable[[Path], dict[str, Any]]:
         kept = {"keep", "prompts", "reason_tokens", "summary_tokens"}
         given = _cache().model_dump(mode="json", include=kept) | {"rounds": rounds_of_the_cache()}
         settings = [word for key, value in given.items() for word in ("--set", f"scaffold.{key}={json.dumps(value)}")]
-        options = ("--scaffold", "reasoning_cache", "--every-round", "--samples", ROUNDS_SAMPLES, *settings)
+        options = ("--scaffold", "reasoning_cache", "--every-round", "--samples", SAMPLES, *settings)
         return _prove(folder, name, rounds_run(name), *options)
 
     return evaluate

@@ -3,7 +3,8 @@
 import json
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import cycle, islice
 from pathlib import Path
 
 from qedmeg.data.problems import Problem, demonstration, reference_proof
@@ -19,17 +20,15 @@ KINDS = ("notes", "proof from notes", "notes", "proof", "proof from notes")
 def write_teacher_proofs(path: Path, problems: Sequence[Problem], count: int, incomplete: float, seed: int) -> None:
     """`count` rows of problem and proof for SFT; a share of the proofs lacks sentences, as published ones do."""
     rng = random.Random(seed)
-    rows = (
-        (problem.statement, demonstration(problem, rng, incomplete=incomplete)) for problem in _turns(problems, count)
-    )
-    _write(path, rows)
+    turns = islice(cycle(problems), count)
+    _write(path, ((problem.statement, demonstration(problem, rng, incomplete=incomplete)) for problem in turns))
 
 
 def write_lessons(path: Path, problems: Sequence[Problem], count: int, prompts: CachePrompts, seed: int) -> None:
     """`count` rows of prompt and answer that teach the reasoning cache: notes on flawed work, whole proofs from notes,
     and whole proofs of the problem alone."""
     rng = random.Random(seed)
-    kinds = (KINDS[number % len(KINDS)] for number in range(count))
+    kinds = islice(cycle(KINDS), count)
     _write(path, (_lesson(kind, rng.choice(problems), prompts, rng) for kind in kinds))
 
 
@@ -47,10 +46,6 @@ def _lesson(kind: str, problem: Problem, prompts: CachePrompts, rng: random.Rand
             messages = reason_messages(State(problem.statement, 1, ""), prompts)
             answer = reference_proof(problem)
     return messages[0].content, answer
-
-
-def _turns(problems: Sequence[Problem], count: int) -> Iterator[Problem]:
-    return (problems[number % len(problems)] for number in range(count))
 
 
 def _write(path: Path, rows: Iterable[tuple[str, str]]) -> None:
