@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from qedmeg.demo.report import write_report
-from qedmeg.demo.scores import Rounds, Score, compare_runs, read_rounds, read_score, rounds_run, said
+from qedmeg.demo.scores import Score, compare_runs, read_rounds, read_score, rounds_run, said
 from qedmeg.demo.stages import RC_STAGES, STAGES, Stage, rounds_of_the_cache
 from qedmeg.evaluation.compare import Comparison
+from qedmeg.evaluation.summary import Summary
 from qedmeg.monitor.metrics import read_metrics
 
 
@@ -23,13 +24,14 @@ def run_demo(folder: Path, *, with_cache: bool = False) -> int:
     done = _run(folder, stages)
     models = list(dict.fromkeys(stage.model for stage in stages))
     scores = {model: read_score(folder, model) for model in models}
-    rounds: dict[str, Rounds] = {}
+    rounds: dict[str, list[Summary]] = {}
     comparisons: list[Comparison] = []
     if with_cache:
         count = rounds_of_the_cache()
         rounds = {model: read_rounds(folder, model, count) for model in models if model != "base"}
         last = rounds_run("rc")
-        comparisons = [compare_runs(folder, last, other) for other in (f"{last} round 1", "grpo", rounds_run("grpo"))]
+        others = (f"{last} round 1", "grpo", rounds_run("grpo"), rounds_run("notes"))
+        comparisons = [compare_runs(folder, last, other) for other in others]
     summary = {"stages": [_row(name, stages, done, score, rounds.get(name)) for name, score in scores.items()]}
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     report = folder / "report.html"
@@ -62,7 +64,7 @@ def _run(folder: Path, stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
 
 
 def _row(
-    name: str, stages: Sequence[Stage], done: dict[str, dict[str, Any]], score: Score, rounds: Rounds | None
+    name: str, stages: Sequence[Stage], done: dict[str, dict[str, Any]], score: Score, rounds: Sequence[Summary] | None
 ) -> dict[str, Any]:
     row: dict[str, Any] = {
         "name": name,
@@ -71,7 +73,7 @@ def _row(
         "greedy": score.greedy_mean,
         "problems": score.sampled.whole.problems,
     }
-    return row if rounds is None else row | {"rounds": [one.whole.mean for one in rounds.by_round]}
+    return row if rounds is None else row | {"rounds": [one.whole.mean for one in rounds]}
 
 
 def _print_table(stages: Sequence[Stage], done: dict[str, dict[str, Any]], scores: dict[str, Score]) -> None:
@@ -93,13 +95,13 @@ def _print_table(stages: Sequence[Stage], done: dict[str, dict[str, Any]], score
     Console().print(table)
 
 
-def _print_rounds(rounds: dict[str, Rounds], comparisons: Sequence[Comparison]) -> None:
+def _print_rounds(rounds: dict[str, list[Summary]], comparisons: Sequence[Comparison]) -> None:
     table = Table(title="with the reasoning cache: points of 7 (tokens a problem) by round")
     table.add_column("model")
-    for number in range(1, 1 + max(len(one.by_round) for one in rounds.values())):
+    for number in range(1, 1 + max(len(one) for one in rounds.values())):
         table.add_column(f"round {number}", justify="right")
     for name, one in rounds.items():
-        cells = [f"{each.whole.mean:.2f} ({each.whole.cost.tokens_per_problem:.0f})" for each in one.by_round]
+        cells = [f"{each.whole.mean:.2f} ({each.whole.cost.tokens_per_problem:.0f})" for each in one]
         table.add_row(name, *cells)
     Console().print(table)
     for comparison in comparisons:

@@ -8,20 +8,21 @@ import matplotlib
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from qedmeg.demo.scores import Rounds, Score, said
+from qedmeg.demo.scores import Score, said
 from qedmeg.evaluation.compare import Comparison
 from qedmeg.evaluation.summary import Summary
 from qedmeg.monitor.page import COLOURS, GREY, STYLE, svg, write_page
 
 SHOWN_PROOFS = 12
-_COLOURS = {"base": GREY, "sft": COLOURS[0], "grpo": COLOURS[1], "rc": COLOURS[2]}
+_COLOURS = {"base": GREY, "sft": COLOURS[0], "grpo": COLOURS[1], "notes": COLOURS[3], "rc": COLOURS[2]}
+_FINE_TUNED = ("sft", "notes")
 
 
 def write_report(
     path: Path,
     scores: Mapping[str, Score],
     trainings: Mapping[str, Sequence[dict[str, float]]],
-    rounds: Mapping[str, Rounds],
+    rounds: Mapping[str, Sequence[Summary]],
     comparisons: Sequence[Comparison],
 ) -> None:
     """Write the report of the models' scores (in their order) and of the metrics of their trainings; with the reasoning
@@ -29,19 +30,16 @@ def write_report(
     last = list(scores.values())[-1]
     proofs = list(last.proofs)
     random.Random(0).shuffle(proofs)
+    fine_tuned = {name: lines for name, lines in trainings.items() if name in _FINE_TUNED}
+    reinforced = {name: lines for name, lines in trainings.items() if name not in _FINE_TUNED}
     write_page(
         path,
         "qedmeg.demo",
         "demo.html.jinja",
         title="qedmeg demo",
         scores=scores,
-        loss=_curve({"sft": trainings["sft"]}, "train/loss", "loss (nats a token)", "log"),
-        reward=_curve(
-            {name: lines for name, lines in trainings.items() if name != "sft"},
-            "train/reward",
-            "reward (share of 7 points)",
-            "linear",
-        ),
+        loss=_curve(fine_tuned, "train/loss", "loss (nats a token)", "log"),
+        reward=_curve(reinforced, "train/reward", "reward (share of 7 points)", "linear"),
         rounds=_round_plot(rounds, scores["grpo"].sampled) if rounds else None,
         comparisons=[said(one) for one in comparisons],
         changes=_changes(scores["sft"].by_item, last.by_item),
@@ -70,24 +68,24 @@ def _curve(trainings: Mapping[str, Sequence[dict[str, float]]], metric: str, lab
 
 
 @matplotlib.rc_context(STYLE)
-def _round_plot(rounds: Mapping[str, Rounds], single: Summary) -> Markup:
+def _round_plot(rounds: Mapping[str, Sequence[Summary]], single: Summary) -> Markup:
     """Scores with the reasoning cache by round and by the tokens that they took, beside GRPO's model asked once."""
     figure = Figure((8, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for name, one in rounds.items():
-        means = [each.whole.mean or 0.0 for each in one.by_round]
-        ends = [each.whole.interval for each in one.by_round]
+        means = [each.whole.mean or 0.0 for each in one]
+        ends = [each.whole.interval for each in one]
         errors = [
             [mean - end.low if end else 0.0 for mean, end in zip(means, ends, strict=True)],
             [end.high - mean if end else 0.0 for mean, end in zip(means, ends, strict=True)],
         ]
         style = {"color": _COLOURS[name], "marker": "o", "ms": 4, "lw": 1.2, "capsize": 2, "elinewidth": 0.8}
         left.errorbar(range(1, 1 + len(means)), means, errors, label=name, **style)
-        tokens = [each.whole.cost.tokens_per_problem or 0.0 for each in one.by_round]
+        tokens = [each.whole.cost.tokens_per_problem or 0.0 for each in one]
         right.errorbar(tokens, means, errors, label=name, **style)
     right.axhline(single.whole.mean or 0.0, color=_COLOURS["grpo"], ls=":", lw=1, label="grpo, asked once")
     left.set(xlabel="round", ylabel="points of 7")
-    left.set_xticks(range(1, 1 + max(len(one.by_round) for one in rounds.values())))
+    left.set_xticks(range(1, 1 + max(len(one) for one in rounds.values())))
     right.set_xlabel("tokens a problem")
     right.legend(fontsize=7, loc="lower right")
     return svg(figure)

@@ -52,14 +52,6 @@ class Score:
         return self.greedy.whole.mean or 0.0
 
 
-@dataclass(frozen=True)
-class Rounds:
-    """Of one model with the reasoning cache."""
-
-    by_round: tuple[Summary, ...]
-    """From round 1 to the last, sampled."""
-
-
 def rounds_run(name: str) -> str:
     """The name of the run that has a model's last round."""
     return f"{name} cache"
@@ -77,11 +69,11 @@ def read_score(folder: Path, name: str) -> Score:
         return Score(sampled, greedy, by_item, tuple(_proofs(results, f"{name} greedy")))
 
 
-def read_rounds(folder: Path, name: str, rounds: int) -> Rounds:
-    """What the model `name` scored in each of the rounds."""
+def read_rounds(folder: Path, name: str, rounds: int) -> list[Summary]:
+    """What the model `name` scored with the reasoning cache, sampled, in each of the rounds."""
     run = rounds_run(name)
     with closing(Results(folder / RESULTS)) as results:
-        return Rounds(tuple(summaries(results, [*(f"{run} round {number}" for number in range(1, rounds)), run])))
+        return summaries(results, [*(f"{run} round {number}" for number in range(1, rounds)), run])
 
 
 def compare_runs(folder: Path, first: str, second: str) -> Comparison:

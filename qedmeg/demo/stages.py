@@ -199,11 +199,12 @@ STAGES = (
 )
 """Of `make demo`."""
 RC_STAGES = (
-    Stage("teach notes", _teach_notes, "rc"),
-    Stage("notes to Hugging Face", _convert_back("notes"), "rc"),
+    Stage("teach notes", _teach_notes, "notes"),
+    Stage("notes to Hugging Face", _convert_back("notes"), "notes"),
+    Stage("prove: notes", _evaluate("notes", SAMPLES), "notes"),
     Stage("RC", _reinforce_with_cache, "rc"),
     Stage("RC to Hugging Face", _convert_back("rc"), "rc"),
     Stage("prove: RC", _evaluate("rc", SAMPLES), "rc"),
-    *(Stage(f"rounds: {name}", _evaluate_rounds(name.lower()), "rc") for name in ("SFT", "GRPO", "RC")),
+    *(Stage(f"rounds: {name}", _evaluate_rounds(name.lower()), "rc") for name in ("SFT", "GRPO", "notes", "RC")),
 )
 """What `make demo-rc` does after them."""

@@ -10,8 +10,8 @@ from qedmeg.demo.pipeline import run_demo
 from qedmeg.demo.stages import Stage, StageFailedError
 from tests.demo.scored import add_model, add_rounds
 
-POINTS = {"base": 0, "sft": 3, "grpo": 4, "rc": 5}
-BY_ROUND = {"sft": (3, 4), "grpo": (4, 5), "rc": (5, 6)}
+POINTS = {"base": 0, "sft": 3, "grpo": 4, "notes": 2, "rc": 5}
+BY_ROUND = {"sft": (3, 4), "grpo": (4, 5), "notes": (2, 5), "rc": (5, 6)}
 
 
 @pytest.fixture
@@ -69,8 +69,9 @@ def test_a_demo_that_failed_goes_on_and_ends_with_a_summary(tmp_path, monkeypatc
     assert run_demo(tmp_path / "demo", with_cache=True) == 0
     assert calls[len(before) :] == [stage.name for stage in stages.RC_STAGES]
     rows = json.loads((tmp_path / "demo" / "summary.json").read_text())["stages"]
-    assert [row["name"] for row in rows] == ["base", "sft", "grpo", "rc"]
+    assert [row["name"] for row in rows] == ["base", "sft", "grpo", "notes", "rc"]
     assert rows[-1]["rounds"] == [5.0, 6.0]
     shown = capsys.readouterr().out.replace("\n", " ")
     assert "rc cache 6.00, rc cache round 1 5.00: +1.00 of 7 points" in shown
     assert "rc cache 6.00, grpo 4.00: +2.00 of 7 points" in shown
+    assert "rc cache 6.00, notes cache 5.00: +1.00 of 7 points" in shown

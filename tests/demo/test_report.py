@@ -21,9 +21,9 @@ class _Attributes(HTMLParser):
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name, points in (("base", 0), ("sft", 3), ("grpo", 5), ("rc", 5)):
+    for name, points in (("base", 0), ("sft", 3), ("grpo", 5), ("notes", 5), ("rc", 5)):
         add_model(tmp_path, name, points, proof=HOSTILE)
-    for name, points in (("sft", (3, 4)), ("grpo", (5, 5)), ("rc", (5, 7))):
+    for name, points in (("sft", (3, 4)), ("grpo", (5, 5)), ("notes", (5, 6)), ("rc", (5, 7))):
         add_rounds(tmp_path, name, points)
     return tmp_path
 
@@ -51,12 +51,12 @@ def test_report_escapes_proofs_and_shows_scores(folder):
 def test_report_of_the_cache_shows_scores_by_round(folder):
     metrics = [{"step": step, "train/loss": 5.0 - step} for step in range(3)]
     rewards = [{"step": step, "train/reward": step / 3} for step in range(3)]
-    names = ("base", "sft", "grpo", "rc")
+    names = ("base", "sft", "grpo", "notes", "rc")
     scores = {name: read_score(folder, name) for name in names}
     rounds = {name: read_rounds(folder, name, 2) for name in names[1:]}
-    assert [each.whole.mean for each in rounds["rc"].by_round] == [5.0, 7.0]
+    assert [each.whole.mean for each in rounds["rc"]] == [5.0, 7.0]
     compared = [compare_runs(folder, "rc cache", "rc cache round 1")]
-    trainings = {"sft": metrics, "grpo": rewards, "rc": rewards}
+    trainings = {"sft": metrics, "grpo": rewards, "notes": metrics, "rc": rewards}
     write_report(folder / "report.html", scores, trainings, rounds, compared)
     page = (folder / "report.html").read_text()
     assert page.count("<svg") == 4
