@@ -236,8 +236,9 @@ class Collector:
         first, size = self._store.next_group, self._config.data.rollouts_per_prompt
         if count == 0:
             return
+        queue = schedule.Queue(self._next_step, len(self._groups), self._config.data.prompts_per_step)
         with self._store.transaction():
-            prompts = self._prompts.draw(first, count, version, self._next_step)
+            prompts = self._prompts.draw(first, count, version, queue)
             for number, prompt in enumerate(prompts, start=first):
                 self._store.begin_group(number, prompt.problem.id, prompt.tokens_P, size)
                 self._groups[number] = LiveGroup(number, prompt.problem, prompt.tokens_P, size)

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 from qedmeg.data.prompts import Prompt, PromptSet
 from qedmeg.rollout import schedule
+from qedmeg.rollout.schedule import Queue
 
 Begin = Callable[[Coroutine[Any, Any, None]], None]
 """Runs something beside all else, as long as prompts are wanted."""
@@ -20,7 +21,7 @@ class PromptSource(Protocol):
     def is_busy(self) -> bool:
         """Whether prompts are being generated."""
 
-    def draw(self, first: int, count: int, version: int, step: int) -> Sequence[Prompt]:
+    def draw(self, first: int, count: int, version: int, queue: Queue) -> Sequence[Prompt]:
         """The prompts of the groups `first`, `first` + 1, ..., which are begun now, in the caller's transaction; fewer
         than `count` where there are not as many yet.
 
@@ -28,7 +29,7 @@ class PromptSource(Protocol):
             first: number of the first of these groups.
             count: how many are wanted.
             version: of the engines' weights.
-            step: the next that is given groups.
+            queue: what they stand behind.
         """
 
     def prompt_of(self, group: int) -> Prompt:
@@ -48,7 +49,7 @@ class ProblemOrder:
 
     def connect(self, begin: Begin, changed: Callable[[], None]) -> None: ...
 
-    def draw(self, first: int, count: int, version: int, step: int) -> Sequence[Prompt]:
+    def draw(self, first: int, count: int, version: int, queue: Queue) -> Sequence[Prompt]:
         return [self.prompt_of(group) for group in range(first, first + count)]
 
     def prompt_of(self, group: int) -> Prompt:

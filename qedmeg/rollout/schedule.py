@@ -25,7 +25,8 @@ from typing import Literal
 
 from qedmeg.config_rl import AdvantageConfig
 from qedmeg.data.sampler import documents_at
-from qedmeg.rollout.store import DropReason
+
+DropReason = Literal["zero variance", "too old", "too few grades"]
 
 GRADES_WATCHED = 64
 """The share of failures is over so many of the last grades."""
@@ -46,6 +47,21 @@ class Slot:
     status: Literal["ungraded", "graded", "failed", "too old"] = "ungraded"
     reward: float = 0.0
     """Where graded."""
+
+
+@dataclass(frozen=True)
+class Queue:
+    """The groups that are begun and not used, as those stand that are begun next."""
+
+    step: int
+    """The next that is given groups."""
+    waiting: int
+    """Groups that are used before."""
+    prompts_per_step: int
+
+    def step_of(self, place: int) -> int:
+        """The step that uses, in its turn, the group that is begun after `place` others."""
+        return self.step + (self.waiting + place) // self.prompts_per_step
 
 
 def prompt_of(group: int, seed: int, size: int) -> int:

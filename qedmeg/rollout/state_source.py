@@ -13,6 +13,7 @@ from qedmeg.rollout.fleet import Fleet
 from qedmeg.rollout.prompt_source import Begin
 from qedmeg.rollout.protocol import ProcessConfig
 from qedmeg.rollout.sample import Sampling
+from qedmeg.rollout.schedule import Queue
 from qedmeg.rollout.state_prompts import StatePrompts
 from qedmeg.rollout.store import Store
 from qedmeg.rollout.stored_chains import Chains
@@ -23,7 +24,9 @@ class StateSource:
     """A `PromptSource` of states. Chains take the problems in their order; see `qedmeg.rollout.states` for the rest.
 
     Without lag the chains of a version are rolled out first, all side by side, and then the step's states are drawn;
-    with it chains are rolled out beside groups, and a state may be drawn once its chain is done.
+    with it chains are rolled out beside groups, and a state may be drawn once its chain is done. Where summaries are
+    trained, they would lag too far behind if they stood back for older states: those get groups when no chain that may
+    still give a fork is being rolled out.
     """
 
     def __init__(
@@ -64,17 +67,18 @@ class StateSource:
     def is_busy(self) -> bool:
         return self._rolling > 0
 
-    def draw(self, first: int, count: int, version: int, step: int) -> Sequence[Prompt]:
+    def draw(self, first: int, count: int, version: int, queue: Queue) -> Sequence[Prompt]:
         max_lag = self._config.rollout.max_lag
         self._take_up()
         if max_lag == 0 and self.is_busy:
             return []
-        self._chains.drop_over_aged(version - self._cache.max_age, step)
+        self._chains.drop_over_aged(version - self._cache.max_age, queue.step)
         drawn = states.draw(
             self._chains.buffered(),
             count,
             self._cache,
             version=version,
+            queue=queue,
             max_lag=max_lag,
             seed=self._config.data.seed,
         )
@@ -85,10 +89,11 @@ class StateSource:
             rolling=self._rolling,
             lacking=count - len(drawn),
         )
-        if begun:
-            self._begin_chains(begun, version)
-        if max_lag == 0 and begun:
+        self._begin_chains(begun, version)
+        if self.is_busy and max_lag == 0:
             return []
+        if self.is_busy and self._cache.train == "both":
+            drawn = tuple(one for one in drawn if one.fork is not None)
         for group, one in enumerate(drawn, start=first):
             self._chains.keep_draw(group, one, version)
         return [self._prompt(*self._chains.state(one.state)) for one in drawn]

@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import Literal
 
 from qedmeg.config_rc import CacheConfig
+from qedmeg.rollout.schedule import Queue
 
 Kind = Literal["reason", "summarise"]
 
@@ -32,6 +33,8 @@ class BufferedState:
     """The state that the round before began with."""
     version: int
     """The oldest weights that wrote any of it; of a round 1, those that its chain was begun with."""
+    wrote: int | None = None
+    """The oldest weights that wrote its last summary; None where none of the policy's was written."""
     alive: bool = False
     """It has a group that no step has used."""
     drawn: int | None = None
@@ -78,31 +81,41 @@ def is_over_aged(state_version: int, version: int, max_age: int) -> bool:
 
 
 def draw(
-    chains: Sequence[BufferedChain], count: int, config: CacheConfig, *, version: int, max_lag: int, seed: int
+    chains: Sequence[BufferedChain],
+    count: int,
+    config: CacheConfig,
+    *,
+    version: int,
+    queue: Queue,
+    max_lag: int,
+    seed: int,
 ) -> tuple[Drawn, ...]:
     """At most `count` states that get groups now; the same for the same arguments.
 
     First come the chains that no step has used, in their order, then the others in an order drawn for this version;
     none has more than `states_per_problem` groups at a time, and no state two groups of one version.
 
-    With `both`, forks of new chains come first, as long as their summaries are at most `max_lag` versions old and so
-    may be trained. What is left of `count` is filled with single states: of the other chains, then of new chains.
+    With `both`, forks of new chains come first, as long as their summaries will be at most `max_lag` versions old when
+    the last of their groups is used in its turn, and so may be trained. What is left of `count` is filled with single
+    states: of the other chains, then of new chains.
     """
-    new = [chain for chain in chains if all(state.drawn is None for state in chain.states)]
-    used = [chain for chain in chains if any(state.drawn is not None for state in chain.states)]
-    order = [
-        *sorted(new, key=lambda chain: chain.id),
-        *sorted(used, key=lambda chain: _shuffled(seed, version, chain.id)),
-    ]
+    new = sorted((chain for chain in chains if all(one.drawn is None for one in chain.states)), key=lambda one: one.id)
+    used = [chain for chain in chains if any(one.drawn is not None for one in chain.states)]
+    order = [*new, *sorted(used, key=lambda chain: _shuffled(seed, version, chain.id))]
     drawn: list[Drawn] = []
     if config.train == "both":
-        young = [chain for chain in new if all(version - state.version <= max_lag for state in chain.states)]
-        order = [chain for chain in order if chain not in young]
-        for chain in sorted(young, key=lambda chain: chain.id):
-            fork = _fork(_eligible(chain, version, config), count - len(drawn), config, version, seed)
-            drawn += fork
+        size, forked = config.states_per_problem, []
+        for chain in new:
+            oldest = queue.step_of(len(drawn) + size - 1) - max_lag
+            fork = _fork(_eligible(chain, version, config), oldest, config, version, seed)
             if not fork:
-                order.append(chain)
+                continue
+            if len(drawn) + size <= count:
+                drawn += fork
+            else:
+                forked.append(chain)
+            order.remove(chain)
+        order += forked
     for chain in order:
         room = min(config.states_per_problem - sum(state.alive for state in chain.states), count - len(drawn))
         preferred = sorted(
@@ -155,16 +168,13 @@ def _eligible(chain: BufferedChain, version: int, config: CacheConfig) -> list[B
     ]
 
 
-def _fork(eligible: Sequence[BufferedState], left: int, config: CacheConfig, version: int, seed: int) -> list[Drawn]:
-    """A fork of a new chain: the parent, then its siblings. None where it does not fit."""
-    if left < config.states_per_problem:
-        return []
-    forks = {
-        state: sorted((other for other in eligible if other.parent == state.id), key=lambda other: other.place)
-        for state in sorted(eligible, key=lambda state: _preference(state, config.sampling, version, seed))
-    }
-    for parent, siblings in forks.items():
-        if len(siblings) == config.summaries_per_state:
+def _fork(eligible: Sequence[BufferedState], oldest: int, config: CacheConfig, version: int, seed: int) -> list[Drawn]:
+    """A fork of a new chain: the parent, then its siblings, whose summaries are not older than version `oldest`. None
+    where there is none."""
+    for parent in sorted(eligible, key=lambda state: _preference(state, config.sampling, version, seed)):
+        siblings = sorted((other for other in eligible if other.parent == parent.id), key=lambda other: other.place)
+        young = all(other.wrote is None or other.wrote >= oldest for other in siblings)
+        if young and len(siblings) == config.summaries_per_state:
             return [Drawn(state.id, fork=parent.id) for state in (parent, *siblings)]
     return []
 

@@ -20,21 +20,20 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Literal, TextIO, get_args
+from typing import Any, TextIO, get_args
 
 import numpy as np
 
 from qedmeg.errors import UserError
 from qedmeg.grading.grade import Failed, Grade, Graded
 from qedmeg.rollout.sample import Batch, Group, Sample
+from qedmeg.rollout.schedule import DropReason
 from qedmeg.rollout.stored_credits import read_states, read_summaries
 from qedmeg.rollout.stored_rows import GRADE, StoredGroup, encodable, ints, read_rollouts, sample_columns, used
 
 STORE_FILE = "rollouts.sqlite"
 LOCK_SECONDS = 30.0
 """How long a writer waits for the one before it to end, and a reader for a lock."""
-
-DropReason = Literal["zero variance", "too old", "too few grades"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS identity (name TEXT PRIMARY KEY, value TEXT NOT NULL);

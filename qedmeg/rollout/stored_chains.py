@@ -13,7 +13,7 @@ Nothing is ever deleted.
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qedmeg.rollout.sample import Sample
 from qedmeg.rollout.states import BufferedChain, BufferedState, Drawn, Kind
@@ -181,9 +181,11 @@ class Chains:
     def buffered(self) -> tuple[BufferedChain, ...]:
         """The chains that are done, with their states that were not dropped."""
         chains: dict[int, list[BufferedState]] = defaultdict(list)
-        for id, chain, round, place, parent, version, alive, drawn in self._store.read(_BUFFERED):
-            earned = _mean_reward(self._store, id) if drawn is not None else None
-            chains[chain].append(BufferedState(id, chain, round, place, parent, version, bool(alive), drawn, earned))
+        for *columns, alive, drawn in self._store.read(_BUFFERED):
+            state = replace(BufferedState(*columns), alive=bool(alive), drawn=drawn)
+            if drawn is not None:
+                state = replace(state, earned=_mean_reward(self._store, state.id))
+            chains[state.chain].append(state)
         return tuple(BufferedChain(chain, tuple(states)) for chain, states in chains.items())
 
     def keep_draw(self, group: int, drawn: Drawn, version: int) -> None:
@@ -233,6 +235,7 @@ class Chains:
 
 _BUFFERED = """
 SELECT s.id, s.chain, s.round, s.place, s.parent, s.version,
+    (SELECT t.version FROM turns t WHERE t.id = s.turn),
     EXISTS (
         SELECT 1 FROM draws d JOIN groups g ON g.id = d."group" WHERE d.state = s.id AND g.state IN ('open', 'ready')
     ),

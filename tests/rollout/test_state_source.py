@@ -11,6 +11,7 @@ import pytest
 
 from qedmeg.rollout.sample import Batch
 from qedmeg.rollout.store import STORE_FILE, read_batch
+from qedmeg.training.rollout_batch import trained_summaries
 from tests.rollout.collecting import GROUP, Setting, check, collect, content, make_setting, query, running
 from tests.rollout.scripted import GENERATED_FILE, Script, lines
 
@@ -172,6 +173,20 @@ def test_with_both_nothing_is_credited_where_a_group_is_missing(setting: Setting
     assert batch.stats["groups_dropped/too few grades"] == 1
     assert len(batch.groups) == 6
     assert len(batch.summaries) == 1
+
+
+@pytest.mark.parametrize("max_lag", [1, 2, 3])
+def test_with_both_and_lag_summaries_are_young_enough_to_be_trained(
+    setting: Setting, run_dir: Path, max_lag: int
+) -> None:
+    config = setting.rc_config(run_dir, BOTH, prompts=6, max_lag=max_lag)
+    batches, _ = collect(setting, config, Script(generate_seconds=0.01), steps=12, train_seconds=0.1)
+    check(batches, max_lag)
+    settled = batches[max_lag + 1 :]
+    written = sum(len(group.rollouts) for batch in settled for group in batch.summaries)
+    young = sum(len(group.rollouts) for batch in settled for group in trained_summaries(batch, max_lag))
+    assert 0 < written <= 2 * young, "most of them, however slow the machine"
+    assert max(batch.stats["lag_max"] for batch in batches) >= 1, "generation goes on meanwhile"
 
 
 # --- recovery ---------------------------------------------------------------------------------------------------------

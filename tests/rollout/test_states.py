@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qedmeg.config_rc import CacheConfig, RCConfig
-from qedmeg.rollout.schedule import rollout_seed
+from qedmeg.rollout.schedule import Queue, rollout_seed
 from qedmeg.rollout.states import (
     BufferedChain,
     BufferedState,
@@ -38,8 +39,15 @@ def having(chain: BufferedChain, **by_state: dict[str, object]) -> BufferedChain
 
 
 def drawn(chains: list[BufferedChain], count: int, *, version: int = 5, seed: int = 0, **config: object) -> list[int]:
-    found = draw(chains, count, CacheConfig(**config), version=version, max_lag=0, seed=seed)  # type: ignore[arg-type]
-    return [one.state for one in found]
+    return [one.state for one in draw_at(chains, count, CacheConfig(**config), version=version, seed=seed)]  # type: ignore[arg-type]
+
+
+def draw_at(
+    chains: list[BufferedChain], count: int, config: CacheConfig, *, version: int = 5, seed: int = 0, **more: int
+) -> tuple[Drawn, ...]:
+    """Without lag, where `more` does not say otherwise; a step has six groups."""
+    queue = Queue(version, more.get("waiting", 0), 6)
+    return draw(chains, count, config, version=version, queue=queue, max_lag=more.get("max_lag", 0), seed=seed)
 
 
 def test_each_chain_gives_so_many_states_in_its_turn() -> None:
@@ -97,36 +105,51 @@ def fork_chain(id: int, **others: object) -> BufferedChain:
     """Two rounds with two summaries each: states 10 × id + 1, then 2 and 3 of round 2, 4 and 5 of round 3."""
     rows = [(1, 1, 0, None), (2, 2, 0, 1), (3, 2, 1, 1), (4, 3, 0, 2), (5, 3, 1, 2)]
     states = [
-        BufferedState(10 * id + n, id, round, place, None if parent is None else 10 * id + parent, 5, **others)  # type: ignore[arg-type]
+        BufferedState(10 * id + n, id, round, place, None if parent is None else 10 * id + parent, 5, 5, **others)  # type: ignore[arg-type]
         for n, round, place, parent in rows
     ]
     return BufferedChain(id, tuple(states))
 
 
-BOTH = {"train": "both", "states_per_problem": 3, "rounds": 2}
+BOTH: dict[str, Any] = {"train": "both", "states_per_problem": 3, "rounds": 2}
 
 
 def test_with_both_a_new_chain_gives_a_fork() -> None:
     forks = {tuple(drawn([fork_chain(0)], 3, seed=seed, **BOTH)) for seed in range(20)}
     assert forks == {(1, 2, 3), (2, 4, 5)}
-    config = CacheConfig(sampling="latest", **BOTH)  # type: ignore[arg-type]
-    found = draw([fork_chain(0)], 3, config, version=5, max_lag=0, seed=0)
+    config = CacheConfig(sampling="latest", **BOTH)
+    found = draw_at([fork_chain(0)], 3, config)
     assert found == (Drawn(2, fork=2), Drawn(4, fork=2), Drawn(5, fork=2))
 
 
 def test_with_both_what_no_fork_fits_is_filled_with_single_states() -> None:
-    config = CacheConfig(**BOTH)  # type: ignore[arg-type]
+    config = CacheConfig(**BOTH)
     used = having(fork_chain(1), s1={"drawn": 4})
-    found = draw([fork_chain(0), used], 5, config, version=5, max_lag=0, seed=0)
+    found = draw_at([fork_chain(0), used], 5, config)
     assert [one.fork for one in found[:3]] == [found[0].state] * 3
     assert [(one.state // 10, one.fork) for one in found[3:]] == [(1, None)] * 2
     # less than a fork is wanted: rather of a chain that was used than of one that may give a fork
-    assert [one.state // 10 for one in draw([fork_chain(0), used], 2, config, version=5, max_lag=0, seed=0)] == [1, 1]
-    assert [one.fork for one in draw([fork_chain(0)], 2, config, version=5, max_lag=0, seed=0)] == [None] * 2
+    assert [one.state // 10 for one in draw_at([fork_chain(0), used], 2, config)] == [1, 1]
+    assert [one.fork for one in draw_at([fork_chain(0)], 2, config)] == [None] * 2
     # the summaries of a new chain that is too old for them to be trained
-    late = draw([fork_chain(0)], 3, config, version=6, max_lag=0, seed=0)
-    assert [one.fork for one in late] == [None] * 3
-    assert draw([fork_chain(0)], 3, config, version=6, max_lag=1, seed=0)[0].fork is not None
+    assert [one.fork for one in draw_at([fork_chain(0)], 3, config, version=6)] == [None] * 3
+    assert draw_at([fork_chain(0)], 3, config, version=6, max_lag=1)[0].fork is not None
+
+
+def test_with_both_a_fork_must_be_young_when_its_last_group_is_used() -> None:
+    config = CacheConfig(**BOTH)
+    # groups 3, 4 and 5 of this step, then 4, 5 and 6, of which the last is for the next
+    assert draw_at([fork_chain(0)], 3, config, waiting=3)[0].fork is not None
+    assert draw_at([fork_chain(0)], 3, config, waiting=4)[0].fork is None
+    assert draw_at([fork_chain(0)], 3, config, waiting=4, max_lag=1)[0].fork is not None
+    # two forks are of this step, the third of the next
+    found = draw_at([fork_chain(0), fork_chain(1), fork_chain(2)], 9, config)
+    assert [one.fork is not None for one in found] == [True] * 6 + [False] * 3
+    # of the last round the summaries are younger
+    late = having(fork_chain(0), s2={"wrote": 4}, s3={"wrote": 5})
+    assert [one.state for one in draw_at([late], 3, config)] == [2, 4, 5]
+    # where nothing was summarised, nothing is trained that could be too old
+    assert draw_at([having(fork_chain(0), s2={"wrote": None}, s3={"wrote": 0})], 3, config)[0].fork == 1
 
 
 def test_chains_are_begun_for_each_version_and_for_what_lacks() -> None:
@@ -155,7 +178,7 @@ def test_a_summary_earns_what_it_improved() -> None:
 
 def test_seeds_of_turns_differ_in_everything() -> None:
     seeds = {
-        turn_seed(run, chain, round, kind, place)  # type: ignore[arg-type]
+        turn_seed(run, chain, round, kind, place)
         for run in (0, 1)
         for chain in (1, 11)
         for round in (1, 11)
