@@ -11,26 +11,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import AutoModelForCausalLM
 
 from qedmeg.conversion import convert
-from qedmeg.data.chat import Conversation, tokenise_prompts
-from qedmeg.data.tokenizer import load_tokenizer
 from qedmeg.errors import EXIT_USER_ERROR
 from qedmeg.evaluation import everything, stats
 from qedmeg.evaluation.results import Results
 from qedmeg.monitor.metrics import read_metrics
 from qedmeg.monitor.report import write_run_report
-from qedmeg.rollout.fleet_model import HALF_A_CHARACTER
-from qedmeg.rollout.grading import without_control_tokens
 from qedmeg.rollout.store import STORE_FILE, read_batch
 from qedmeg.rollout.validation import VALIDATION_FILE
 from tests import grpo_runs
 from tests.grading.judge_server import JudgeServer
 from tests.grpo_runs import read_steps
 from tests.sft_runs import differing
+from tests.training.greedy import check_greedy
 
 
 @pytest.fixture(scope="module")
@@ -126,20 +121,7 @@ def test_the_table_of_the_exported_weights_has_the_same_score(finished, exported
 
 
 def test_greedy_attempts_take_the_likeliest_token_of_the_exported_weights(finished, exported):
-    model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32).eval()
-    tokenizer = load_tokenizer(exported)
-    with closing(Results(finished.parent / "run" / VALIDATION_FILE)) as results:
-        problems = {one.id: one.question for one in results.problems("step 4 greedy")}
-        attempts = results.attempts("step 4 greedy")
-    assert len(attempts) == 12
-    for one in attempts:
-        asked = Conversation(({"role": "user", "content": problems[one.problem]},), one.problem)
-        prompt = torch.from_numpy(tokenise_prompts(tokenizer, [asked])[0]).long()[None]
-        tokens = model.generate(
-            prompt, do_sample=False, max_new_tokens=24, eos_token_id=sorted(tokenizer.stop_ids), pad_token_id=0
-        )[0, prompt.shape[1] :].tolist()
-        text = without_control_tokens(tokenizer, tokenizer.decode(tokens)).rstrip(HALF_A_CHARACTER).strip()
-        assert (one.text, one.tokens) == (text, len(tokens))
+    assert check_greedy(exported, finished.parent / "run" / VALIDATION_FILE, "step 4 greedy", max_tokens=24) == 12
 
 
 def test_killed_while_it_validates_it_ends_with_the_same_weights_and_scores(finished, judge, tmp_path):
