@@ -15,7 +15,7 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from transformers import GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig
 
 from qedmeg.config import SFTConfig
 from qedmeg.conversion import convert, engines
@@ -263,3 +263,16 @@ def test_masked_settings():
         "rollout": {"servers": ["http://masked-1.invalid", "http://masked-2.invalid"]},
         "grader": {"judges": [{"base_url": "http://masked-1.invalid", "model": "org/judge", "api_key_env": None}]},
     }
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_base_models_end_and_that_of_the_template_both_stop(release, stages, tmp_path):
+    """A base model's own end is often not what its chat template ends an answer with."""
+    hf = stages / "second/checkpoints/step_00000003/hf"
+    edit(hf / "tokenizer_config.json", eos_token="<|endoftext|>")
+    for name in ("config.json", "generation_config.json"):
+        edit(hf / name, eos_token_id=None)
+    assert release("--run", stages / "second", "--out", tmp_path / "out").status == 0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    stops = GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id
+    assert tokenizer.convert_ids_to_tokens(stops) == ["<|endoftext|>", "<|im_end|>"]
