@@ -3,7 +3,7 @@
     python tests/benchmarks/grpo_speed.py --model runs/demo/sft
 
 Both train the demo's model with the settings of recipes/configs/grpo_demo.yaml: the same problems in the same steps,
-groups of 8, at most 240 new tokens at temperature 1, two cores, the same optimizer, schedule and loss, graded by
+groups of 8, at most 240 new tokens at temperature 1, fp32, two cores, the same optimizer, schedule and loss, graded by
 the same checker. They take turns, and the matrix-product rate is measured between them, so that a noisy machine
 disturbs all alike. Asked are 3 times TRL's samples a second; each run's first step is not counted. A longer run of each
 gives the curves; their minutes count from the start of the command.
@@ -97,7 +97,7 @@ def trl_arguments(config: GRPOConfig, setting: TRLSetting) -> dict[str, Any]:
         "adam_epsilon": optimizer.eps / longest,
         "max_grad_norm": optimizer.clip_grad / longest,
         "gradient_checkpointing": False,
-        "bf16": config.compute.precision == "bf16",
+        "bf16": False,
         "use_cpu": True,
         "logging_steps": 1,
         "save_strategy": "no",
@@ -136,7 +136,6 @@ def run_qedmeg(folder: Path, name: str, config: GRPOConfig) -> dict[str, Any]:
     settings = [
         f"model.hf={config.model.hf}",
         f"data.train={config.data.train}",
-        f"compute.precision={config.compute.precision}",
         f"max_steps={config.max_steps}",
         f"checkpoint.save_every={config.max_steps}",
     ]
@@ -171,7 +170,6 @@ def main() -> int:
     """Run both sides in turns, print, plot and keep the comparison; status 1 where the bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=Path("runs/demo/sft"), help="folder (default: %(default)s)")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=6, help="of each run, the first not counted (default: 6)")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each side (default: %(default)s)")
     parser.add_argument("--curve-steps", type=int, default=60, help="of the run for the curve (default: %(default)s)")
@@ -190,7 +188,6 @@ def main() -> int:
 
 def _config(folder: Path, args: argparse.Namespace, steps: int) -> GRPOConfig:
     settings = [f"model.hf={args.model.absolute()}", f"data.train={folder / 'problems.jsonl'}", f"max_steps={steps}"]
-    settings.append(f"compute.precision={args.precision}")
     return load_config(GRPOConfig, DEMO_CONFIG, settings)
 
 
@@ -214,10 +211,10 @@ def _compare(folder: Path, args: argparse.Namespace, problems: list[Problem]) ->
     runs: dict[str, list[dict[str, Any]]] = {"qedmeg": [], "trl": []}
     rates = []
     for number in range(args.repeats):
-        rates.append(gigaflops(args.precision, THREADS))
+        rates.append(gigaflops("fp32", THREADS))
         runs["qedmeg"].append(run_qedmeg(folder, f"qedmeg-{number}", config))
         print(f"qedmeg {number}: {_shown(runs['qedmeg'][-1])}", flush=True)
-        rates.append(gigaflops(args.precision, THREADS))
+        rates.append(gigaflops("fp32", THREADS))
         runs["trl"].append(run_trl(folder, f"trl-{number}", config, problems, TRL_SETTINGS[BEST]))
         print(f"trl {number}: {_shown(runs['trl'][-1])}", flush=True)
     config = _config(folder, args, args.curve_steps)
