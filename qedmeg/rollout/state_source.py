@@ -44,6 +44,9 @@ class StateSource:
         self._chains = Chains(store)
         self._rolling = 0
         self._taken_up = False
+        self._in_vain: tuple[object, ...] | None = None
+        """What `draw` was asked in vain, with the chains that were under way: the answer stays until one of them is
+        done or the question is another. It comes with every reply and grade, and the buffer takes time to read."""
 
     def connect(self, begin: Begin, changed: Callable[[], None]) -> None:
         self._begin, self._changed = begin, changed
@@ -70,7 +73,7 @@ class StateSource:
     def draw(self, first: int, count: int, version: int, queue: Queue) -> Sequence[Prompt]:
         max_lag = self._config.rollout.max_lag
         self._take_up()
-        if max_lag == 0 and self.is_busy:
+        if (max_lag == 0 and self.is_busy) or self._in_vain == (count, version, queue, self._rolling):
             return []
         self._chains.drop_over_aged(version - self._cache.max_age, queue.step)
         drawn = states.draw(
@@ -94,6 +97,8 @@ class StateSource:
             return []
         if self.is_busy and self._cache.train == "both":
             drawn = tuple(one for one in drawn if one.fork is not None)
+        # after the chains that were begun now: when they are done, it is worth asking again
+        self._in_vain = None if drawn else (count, version, queue, self._rolling)
         for group, one in enumerate(drawn, start=first):
             self._chains.keep_draw(group, one, version)
         return [self._prompt(*self._chains.state(one.state)) for one in drawn]

@@ -181,11 +181,10 @@ class Chains:
     def buffered(self) -> tuple[BufferedChain, ...]:
         """The chains that are done, with their states that were not dropped."""
         chains: dict[int, list[BufferedState]] = defaultdict(list)
-        for *columns, alive, drawn in self._store.read(_BUFFERED):
-            state = replace(BufferedState(*columns), alive=bool(alive), drawn=drawn)
-            if drawn is not None:
-                state = replace(state, earned=_mean_reward(self._store, state.id))
-            chains[state.chain].append(state)
+        for id, chain, *columns, alive, drawn in self._store.read(_BUFFERED):
+            earned = _mean_reward(self._store, id) if drawn is not None else None
+            state = BufferedState(id, chain, *columns)
+            chains[chain].append(replace(state, alive=bool(alive), drawn=drawn, earned=earned))
         return tuple(BufferedChain(chain, tuple(states)) for chain, states in chains.items())
 
     def keep_draw(self, group: int, drawn: Drawn, version: int) -> None:
