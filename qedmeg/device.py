@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch.utils import _device
 
+from qedmeg import onednn
+
 COMMUNICATION_TIMEOUT = datetime.timedelta(minutes=10)
 
 # options of mallopt(3)
@@ -69,6 +71,7 @@ def prepare() -> None:
         return
     _prepared = True
     keep_freed_memory()
+    onednn.use_onednn()
     # torch looks its constructors up once, when a `with torch.device(...)` is first entered: it must find its own, or
     # that context would have no effect on the wrapped ones, and transformers load models half initialised.
     _device._device_constructors()

@@ -18,7 +18,7 @@ from qedmeg.model import weights
 from qedmeg.model.families import Architecture
 from qedmeg.model.weights import GlobalTensor
 
-BUCKET_BYTES = 64 << 20
+BUCKET_BYTES = 128 << 20
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ stderr. It ends, with its engines, when its parent does.
 
 import argparse
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -148,6 +149,7 @@ class _Service:
     async def run(self) -> None:
         """Start the engines and collect."""
         await self.fleet.start()
+        gc.freeze()  # as the trainer does
         self.channel.send({"ready": True})
         await self.collector.run()
 

@@ -3,6 +3,7 @@
 Also the way back: the trainer's weights to the engines, and the gate that holds both to the same numbers.
 """
 
+import gc
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -44,6 +45,7 @@ class RolloutSource:
         self._from_rank_0(partial(self._start, hf_files))
 
     def __enter__(self) -> "RolloutSource":
+        gc.freeze()  # imports and model stay: to look through them at every full collection takes part of a second
         return self
 
     def __exit__(self, *_: object) -> None:
