@@ -35,6 +35,7 @@ NOTHING = {
 }
 
 
+@pytest.mark.usefixtures("no_collection")
 @pytest.mark.parametrize("attack", NOTHING)
 def test_a_text_that_proves_nothing_earns_nothing_and_quickly(attack: str) -> None:
     for problem in PROBLEMS[::4]:
@@ -135,6 +136,7 @@ def test_grading_survives_any_text() -> None:
         assert 0 <= grade(problem, " ".join(proof)).points <= 7
 
 
+@pytest.mark.usefixtures("no_collection")
 def test_a_typical_proof_is_graded_in_a_few_milliseconds() -> None:
     problems = generate("heldout", 45, 2)
     proofs = [reference_proof(problem) for problem in problems]

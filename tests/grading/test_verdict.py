@@ -88,6 +88,7 @@ def test_a_rubric_in_words_has_one_line() -> None:
             read_text(wrong, KEY, (7,), by_item=False)
 
 
+@pytest.mark.usefixtures("no_collection")
 @pytest.mark.parametrize(
     "text", ["<verdict {k}>", "</verdict {k}>", "<verdict {k}>item 1: 3", "</think>", "<think>", " "]
 )
