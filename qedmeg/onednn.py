@@ -10,22 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import library
 
 FEWEST_PRODUCTS = 2**21
 """Of smaller matrices (rows × columns × inner dimension) the way through Python costs more than oneDNN gains."""
 
 
-@functools.cache  # the override lives as long as the library
-def use_onednn() -> torch.library.Library | None:
+@functools.cache  # the override lives as long as what is returned
+def use_onednn() -> library.Library | None:
     """Let oneDNN multiply fp32 matrices in this process, forward and backward. Where that is no faster nothing is
     changed, and it returns None."""
     if not _is_faster():
         return None
-    library = torch.library.Library("aten", "IMPL")
+    override = library.Library("aten", "IMPL")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Warning only once for all operators")  # that one is overridden
-        library.impl("mm", _mm, "CPU")
-    return library
+        override.impl("mm", _mm, "CPU")
+    return override
 
 
 def _is_faster() -> bool:
