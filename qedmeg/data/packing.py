@@ -1,12 +1,25 @@
 """Packing documents into sequences of one length. Pure functions over lengths and documents."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from qedmeg.data.chat import Document
+
+
+class Branch(NamedTuple):
+    """What a segment goes on from: so many tokens, from the beginning of the text that an earlier segment ends."""
+
+    segment: int
+    tokens: int
+
+
+NO_BRANCH = Branch(-1, 0)
+"""Of a segment that begins by itself."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +37,13 @@ class PackedBatch:
     mask_T: torch.Tensor
     """float32: 1 where `labels_T` is trained on, else 0."""
     positions_T: torch.Tensor
-    """int64: 0, 1, 2, ... from the start of each segment, or on from the one that it follows."""
+    """int64: 0, 1, 2, ... from the start of each segment, or on from the tokens that it follows."""
     cu_seqlens: torch.Tensor
     documents: int
     """Segments that are documents; the one after them, if there is one, is padding."""
-    follows: tuple[int, ...]
-    """Of each segment the one that it goes on from: it attends to that one's tokens, then to its own, as the answers to
-    one prompt do. −1: none."""
+    follows: tuple[Branch, ...]
+    """Of each segment what it goes on from: it attends to those tokens, then to its own, as the answers to one prompt
+    do."""
 
     @property
     def longest(self) -> int:
@@ -93,11 +106,11 @@ def make_batch(
     tokens_per_microbatch: int,
     document_multiple: int = 1,
     pad_id: int = 0,
-    follows: Sequence[int] = (),
+    follows: Sequence[Branch] = (),
 ) -> PackedBatch:
     """Lay `documents` end to end, each padded inside its own segment to a multiple of `document_multiple` (2 × CP for
     context parallelism, 1 without), and fill up to `tokens_per_microbatch`, a multiple of it too. No padding is trained
-    on. Without documents the batch is one segment of padding. `follows` are indices of documents, as in `PackedBatch`;
+    on. Without documents the batch is one segment of padding. `follows` is as in `PackedBatch`, without the padding's;
     empty: each begins by itself. Raises ValueError where they do not fit."""
     T = tokens_per_microbatch
     if T % document_multiple:
@@ -107,7 +120,7 @@ def make_batch(
     mask_T = np.zeros(T, dtype=np.float32)
     positions_T = np.zeros(T, dtype=np.int64)
     bounds = [0]
-    follows = [*follows] or [-1] * len(documents)
+    follows = [*follows] or [NO_BRANCH] * len(documents)
     for document, before in zip(documents, follows, strict=True):
         start, length = bounds[-1], len(document.tokens_T)
         stop = start + padded_length(length, document_multiple)
@@ -116,13 +129,12 @@ def make_batch(
         tokens_T[start : start + length] = document.tokens_T
         labels_T[start : start + length - 1] = document.tokens_T[1:]
         mask_T[start : start + length - 1] = document.mask_T[1:]
-        first = len(documents[before].tokens_T) if before >= 0 else 0
-        positions_T[start:stop] = np.arange(first, first + stop - start)
+        positions_T[start:stop] = np.arange(before.tokens, before.tokens + stop - start)
         bounds.append(stop)
     if bounds[-1] < T:
         positions_T[bounds[-1] :] = np.arange(T - bounds[-1])
         bounds.append(T)
-        follows.append(-1)
+        follows.append(NO_BRANCH)
     return PackedBatch(
         tokens_T=torch.from_numpy(tokens_T),
         labels_T=torch.from_numpy(labels_T),
@@ -132,3 +144,13 @@ def make_batch(
         documents=len(documents),
         follows=tuple(follows),
     )
+
+
+def segment_rows(bounds: Sequence[int], follows: Sequence[Branch] = ()) -> list[np.ndarray]:
+    """Where in a batch the tokens stand that each segment attends to: those that it goes on from, then its own."""
+    rows: list[np.ndarray] = []
+    for number, (start, end) in enumerate(itertools.pairwise(bounds)):
+        before = follows[number] if follows else NO_BRANCH
+        own_L = np.arange(start, end)
+        rows.append(np.concatenate([rows[before.segment][: before.tokens], own_L]) if before.tokens else own_L)
+    return rows

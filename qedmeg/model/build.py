@@ -64,7 +64,7 @@ class LanguageModel(GPTModel):
         from 0 in every segment, but takes angles [T, 1, 1, d] of all tokens of a batch as they are."""
         found: tuple[Any, ...] = super()._preprocess(input_ids, position_ids, **kwargs)
         packed = kwargs.get("packed_seq_params")
-        if isinstance(packed, SegmentedSequence) and any(before >= 0 for before in packed.follows):
+        if isinstance(packed, SegmentedSequence) and any(before.tokens for before in packed.follows):
             return (found[0], found[1][position_ids[0]], *found[2:])
         return found
 

@@ -1,10 +1,12 @@
 """Layers of our own for Megatron-core's layer spec, where Transformer Engine is not: RMSNorm and SDPA attention."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from qedmeg import device
+from qedmeg.data.packing import Branch, segment_rows
 
 
 class RMSNorm(torch.nn.Module):
@@ -79,7 +82,7 @@ class _GatherSequence(torch.autograd.Function):
 class SegmentedSequence(PackedSeqParams):
     """Megatron's bounds of packed segments, and which of them go on from another."""
 
-    follows: tuple[int, ...] = ()
+    follows: tuple[Branch, ...] = ()
     """As in `PackedBatch`."""
 
 
@@ -100,46 +103,45 @@ class AttentionPlan:
 
 @lru_cache(maxsize=64)  # all layers of all passes over a micro-batch ask for the same
 def attention_plan(
-    bounds: tuple[int, ...], follows: tuple[int, ...] = (), together: int = SHARED_CALL_TOKENS
+    bounds: tuple[int, ...], follows: tuple[Branch, ...] = (), together: int = SHARED_CALL_TOKENS
 ) -> AttentionPlan:
     """How the segments between consecutive `bounds` are attended to, some of which go on from another (`follows`).
 
     Documents shorter than `together` share a call with others of nearly one length, so that three quarters of it or
-    more are no padding. A prompt is in the call of each of its answers: its keys are needed there, and what is computed
-    of it besides is taken from the first of them.
+    more are no padding. What a segment goes on from is in its row of a call too: its keys are needed there, and what is
+    computed of it besides is taken from the first row that has it.
     """
-    segments = list(itertools.pairwise(bounds))
-    rows_of: dict[int, list[tuple[int, int]]] = {}
-    for number, segment in enumerate(segments):
-        if segment[1] > segment[0]:
-            before = follows[number] if follows else -1
-            rows_of[number] = [segment] if before < 0 else [segments[before], segment]
-            rows_of.pop(before, None)  # its first answer's row has it
-    rows = list(rows_of.values())
-    if all(len(row) == 1 and row[0][1] - row[0][0] >= together for row in rows):
-        return AttentionPlan(tuple(slice(*row[0]) for row in rows), None)
-    indices = sorted((torch.cat([torch.arange(*part) for part in row]) for row in rows), key=len, reverse=True)
-    calls: list[list[torch.Tensor]] = []
-    for index_L in indices:
+    rows = [
+        row_L
+        for row_L, (start, end) in zip(segment_rows(bounds, follows), itertools.pairwise(bounds), strict=True)
+        if end > start
+    ]
+    branches = any(before.tokens for before in follows)
+    if not branches and all(len(row_L) >= together for row_L in rows):
+        return AttentionPlan(tuple(slice(int(row_L[0]), int(row_L[-1]) + 1) for row_L in rows), None)
+    calls: list[list[np.ndarray]] = []
+    for row_L in sorted(rows, key=len, reverse=True):
         longest = len(calls[-1][0]) if calls else 0
-        if longest < together and len(index_L) >= _SHARED_CALL_FILL * longest > 0:
-            calls[-1].append(index_L)
+        if longest < together and len(row_L) >= _SHARED_CALL_FILL * longest > 0:
+            calls[-1].append(row_L)
         else:
-            calls.append([index_L])
-    kept_T, done = torch.full((bounds[-1],), -1), 0
+            calls.append([row_L])
+    kept_T, done = np.full(bounds[-1], -1), 0
     for call in calls:
-        for index_L in call:
-            kept_T[index_L] = torch.where(kept_T[index_L] < 0, done + torch.arange(len(index_L)), kept_T[index_L])
+        for row_L in call:
+            new_L = kept_T[row_L] < 0
+            kept_T[row_L[new_L]] = done + new_L.nonzero()[0]
             done += len(call[0])
-    return AttentionPlan(tuple(_place(call) for call in calls), kept_T)
+    return AttentionPlan(tuple(_place(call) for call in calls), torch.from_numpy(kept_T))
 
 
-def _place(indices: list[torch.Tensor]) -> slice | torch.Tensor:
-    first = indices[0]
-    if len(indices) == 1 and int(first[-1] - first[0]) == len(first) - 1:
+def _place(rows: Sequence[np.ndarray]) -> slice | torch.Tensor:
+    first = rows[0]
+    if len(rows) == 1 and first[-1] - first[0] == len(first) - 1:
         return slice(int(first[0]), int(first[-1]) + 1)
     # padded by tokens of its own at the end, where causal attention does not see them
-    return torch.stack([torch.cat([index_L, index_L[-1:].expand(len(first) - len(index_L))]) for index_L in indices])
+    padded = [np.concatenate([row_L, row_L[-1:].repeat(len(first) - len(row_L))]) for row_L in rows]
+    return torch.from_numpy(np.stack(padded))
 
 
 def multiply_in(linear: torch.nn.Module, dtype: torch.dtype) -> None:

@@ -30,11 +30,14 @@ from qedmeg.training import checkpoint
 from qedmeg.training.logprobs import token_logprobs
 from qedmeg.training.losses import LossSums
 from qedmeg.training.policy import Policy, placement
+from qedmeg.training.prefix_sharing import SharedRollouts, pack_shared
 from qedmeg.training.rollout_batch import PackedRollouts, minibatches, pack_rollouts, train_on, trained_summaries
 from qedmeg.training.rollout_source import RolloutSource
 from qedmeg.training.rollout_step import Baselines, rollout_gradients
 from qedmeg.training.start import Start, StopRequest, load_weights, read_start
 from qedmeg.training.validation import announce_validation, check_validation, validate
+
+Packed = tuple[PackedRollouts, ...] | tuple[SharedRollouts, ...]
 
 
 def train(config: GRPOConfig) -> int:
@@ -133,7 +136,7 @@ class Trainer:
         metrics = loss_metrics(sum(updates[1:], updates[0]), len(updates))
         return metrics | {"grad_norm": optimizer.grad_norm, "lr": float(optimizer.param_groups[0]["lr"])}
 
-    def _pack(self, groups: Sequence[Group], summaries: Sequence[SummaryGroup]) -> tuple[PackedRollouts, ...]:
+    def _pack(self, groups: Sequence[Group], summaries: Sequence[SummaryGroup]) -> Packed:
         config = self.config
         other_terms = config.loss.kl_coef > 0 or config.loss.entropy_coef > 0
         trained = train_on(groups, config.rollout.max_tokens, config.advantage, keep_zero=other_terms)
@@ -141,16 +144,10 @@ class Trainer:
             # the penalty is for long answers, and counts from their limit
             credit = config.advantage.model_copy(update={"overlong_penalty": 0.0})
             trained += train_on(summaries, config.cache.summary_tokens, credit, keep_zero=other_terms)
-        return pack_rollouts(
-            trained,
-            config.data.tokens_per_microbatch,
-            self.pad_id,
-            config.loss,
-            self.place,
-            share_prompts=self.state.policy.shares_prompts,
-        )
+        pack = pack_shared if self.state.policy.shares_prefixes else pack_rollouts
+        return pack(trained, config.data.tokens_per_microbatch, self.pad_id, config.loss, self.place)
 
-    def _baselines(self, part: tuple[PackedRollouts, ...]) -> Baselines:
+    def _baselines(self, part: Packed) -> Baselines:
         """The trainer's own log-probabilities are computed where other steps come between, the reference's for KL."""
         temperature = self.config.rollout.temperature
         stale = self.config.minibatches > 1 and self.config.loss.ratio_against == "trainer"
@@ -159,7 +156,7 @@ class Trainer:
             reference=token_logprobs(self.reference, part, temperature) if self.reference else None,
         )
 
-    def _update(self, part: tuple[PackedRollouts, ...], baselines: Baselines) -> LossSums:
+    def _update(self, part: Packed, baselines: Baselines) -> LossSums:
         state = self.state
         state.optimizer.zero_grad()
         sums = rollout_gradients(state.policy, part, self.config.loss, self.config.rollout.temperature, baselines)

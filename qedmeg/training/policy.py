@@ -51,7 +51,7 @@ class Policy:
         self.model = model
         self.parallelism = parallelism
         # Transformer Engine's attention and the exchange between context-parallel ranks know whole documents only
-        self.shares_prompts = parallelism.cp == 1 and not compute.transformer_engine
+        self.shares_prefixes = parallelism.cp == 1 and not compute.transformer_engine
         self.chunks: list[LanguageModel] = build_model(model, parallelism, compute, kind)
         self.config = self.chunks[0].config
         # NeMo-Aligner reads these two to count samples
@@ -167,7 +167,12 @@ class Policy:
             for field in fields(batch)
             if field.name.endswith("_T")
         }
-        return replace(batch, **by_token, cu_seqlens=batch.cu_seqlens.to(here))
+        others = {
+            field.name: getattr(batch, field.name).to(here)
+            for field in fields(batch)
+            if field.name.endswith("_A") or field.name.startswith("cu_")
+        }
+        return replace(batch, **by_token, **others)
 
     def places(self, batch: PackedBatch) -> torch.Tensor:
         """Which of a batch's T tokens this rank holds: all of them, or its context-parallel part of each document."""

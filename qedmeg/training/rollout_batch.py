@@ -79,6 +79,20 @@ class PackedRollouts(PackedBatch):
     weights_T: torch.Tensor
     """float32: from `loss_weights`."""
 
+    def of_answers(self, numbers_T: torch.Tensor) -> torch.Tensor:
+        """Numbers of the batch's tokens as the loss takes them: as they are."""
+        return numbers_T
+
+    def loss_terms(self) -> dict[str, torch.Tensor]:
+        """What `policy_loss` is told beside log-probabilities."""
+        return {
+            "engine_logprobs_T": self.engine_logprobs_T,
+            "advantages_T": self.advantages_T,
+            "mask_T": self.mask_T,
+            "weights_T": self.weights_T,
+            "cu_seqlens": self.cu_seqlens,
+        }
+
 
 def train_on(groups: Sequence[Compared], max_tokens: int, config: AdvantageConfig, *, keep_zero: bool) -> TrainedGroups:
     """The advantages of each group's graded rollouts; failed grades are in no baseline and train nothing.
@@ -117,34 +131,25 @@ def train_on(groups: Sequence[Compared], max_tokens: int, config: AdvantageConfi
 
 
 def pack_rollouts(
-    trained: TrainedGroups,
-    tokens_per_microbatch: int,
-    pad_id: int,
-    loss: LossConfig,
-    placement: Placement,
-    *,
-    share_prompts: bool = False,
+    trained: TrainedGroups, tokens_per_microbatch: int, pad_id: int, loss: LossConfig, placement: Placement
 ) -> tuple[PackedRollouts, ...]:
-    """This rank's micro-batches; every rank has the same number, at least one.
-
-    With `share_prompts` a prompt stands once in a micro-batch for all its answers there, which go on from it. It is
-    then computed once: in groups of 8 answers as long as their prompt, 44 % of all tokens less.
+    """This rank's micro-batches, each rollout a document of its own; every rank has the same number, at least one.
 
     Raises:
         ValueError: a sample with its prompt is longer than `tokens_per_microbatch`.
     """
-    families = _families(trained.samples, tokens_per_microbatch if share_prompts else 0)
-    lengths = [_family_tokens(family) for family in families]
+    samples = [one.sample for one in trained.samples]
+    lengths = [len(sample.prompt_P) + len(sample.tokens_T) for sample in samples]
     cut = cut_step(lengths or [1], tokens_per_microbatch, placement)  # of one token and no sample: a batch of padding
     packed = []
     for members, width in zip(cut.microbatches, cut.widths, strict=True):
-        documents, follows, answers = _documents([families[index] for index in members if families])
-        batch = make_batch(documents, width, placement.document_multiple, pad_id, follows)
+        inside = [trained.samples[index] for index in members if samples]
+        documents = [_document(one.sample) for one in inside]
+        batch = make_batch(documents, width, placement.document_multiple, pad_id)
         engine_T, advantages_T = torch.zeros(width), torch.zeros(width)
-        starts = batch.cu_seqlens.tolist()
-        for number, one in answers:
+        for one, document, start in zip(inside, documents, batch.cu_seqlens.tolist(), strict=False):
             # labels stand one before their tokens: the last token has none
-            last = starts[number] + len(documents[number].tokens_T) - 1
+            last = start + len(document.tokens_T) - 1
             answer = slice(last - len(one.sample.tokens_T), last)
             engine_T[answer] = torch.from_numpy(one.sample.logprobs_T)
             advantages_T[answer] = one.advantage
@@ -159,48 +164,9 @@ def pack_rollouts(
     return tuple(packed)
 
 
-def _families(samples: Sequence[TrainedSample], budget: int) -> list[list[TrainedSample]]:
-    """Neighbours with the same prompt, as many together as fit into `budget` tokens with their prompt once."""
-    families: list[list[TrainedSample]] = []
-    for one in samples:
-        last = families[-1] if families else []
-        alike = bool(last) and np.array_equal(last[0].sample.prompt_P, one.sample.prompt_P)
-        # of a prompt of one token nothing is left to share: its last token is computed for each answer
-        if alike and len(one.sample.prompt_P) > 1 and _family_tokens([*last, one]) <= budget:
-            last.append(one)
-        else:
-            families.append([one])
-    return families
-
-
-def _family_tokens(family: Sequence[TrainedSample]) -> int:
-    prompt = len(family[0].sample.prompt_P) - 1
-    return prompt + sum(1 + len(one.sample.tokens_T) for one in family)
-
-
-def _documents(
-    families: Sequence[Sequence[TrainedSample]],
-) -> tuple[list[Document], list[int], list[tuple[int, TrainedSample]]]:
-    """A micro-batch's documents, which of them each goes on from, and the numbers of those that end in an answer.
-
-    Where a prompt stands before several answers, its last token stands before each of them, whose first it predicts.
-    """
-    documents: list[Document] = []
-    follows: list[int] = []
-    answers: list[tuple[int, TrainedSample]] = []
-    for family in families:
-        prompt_P, before = family[0].sample.prompt_P, -1
-        if len(family) > 1:
-            before = len(documents)
-            documents.append(Document(prompt_P[:-1], np.zeros(len(prompt_P) - 1, dtype=bool)))
-            follows.append(-1)
-            prompt_P = prompt_P[-1:]
-        for one in family:
-            tokens_L = np.concatenate([prompt_P, one.sample.tokens_T])
-            answers.append((len(documents), one))
-            documents.append(Document(tokens_L, np.arange(len(tokens_L)) >= len(prompt_P)))
-            follows.append(before)
-    return documents, follows, answers
+def _document(sample: Sample) -> Document:
+    tokens_L = np.concatenate([sample.prompt_P, sample.tokens_T])
+    return Document(tokens_L, np.arange(len(tokens_L)) >= len(sample.prompt_P))
 
 
 def trained_summaries(batch: Batch, max_lag: int) -> list[SummaryGroup]:

@@ -14,6 +14,7 @@ from qedmeg.parallel import from_last_stage
 from qedmeg.training.logprobs import LogprobsT
 from qedmeg.training.losses import LossSums, policy_loss
 from qedmeg.training.policy import Policy, report
+from qedmeg.training.prefix_sharing import SharedRollouts
 from qedmeg.training.rollout_batch import PackedRollouts
 
 
@@ -29,7 +30,7 @@ class Baselines:
 
 def rollout_gradients(
     policy: Policy,
-    microbatches: Sequence[PackedRollouts],
+    microbatches: Sequence[PackedRollouts] | Sequence[SharedRollouts],
     config: LossConfig,
     temperature: float,
     baselines: Baselines = Baselines(),
@@ -39,23 +40,21 @@ def rollout_gradients(
     cp = parallel_state.get_context_parallel_group() if policy.parallelism.cp > 1 else None
     old, reference = _in_turn(baselines.old), _in_turn(baselines.reference)
 
-    def loss(output: torch.Tensor, batch: PackedRollouts) -> Any:
-        logprobs_T = output[0]
-        old_logprobs_T = next(old)
-        if old_logprobs_T is None:
-            old_logprobs_T = logprobs_T.detach() if config.ratio_against == "trainer" else batch.engine_logprobs_T
+    def loss(output: torch.Tensor, batch: PackedRollouts | SharedRollouts) -> Any:
+        before_T, reference_T, terms = next(old), next(reference), batch.loss_terms()
+        logprobs_T = batch.of_answers(output[0])
+        if before_T is not None:
+            old_logprobs_T = batch.of_answers(before_T)
+        else:
+            old_logprobs_T = logprobs_T.detach() if config.ratio_against == "trainer" else terms["engine_logprobs_T"]
         total, sums = policy_loss(
             config,
             logprobs_T=logprobs_T,
             old_logprobs_T=old_logprobs_T,
-            engine_logprobs_T=batch.engine_logprobs_T,
-            advantages_T=batch.advantages_T,
-            mask_T=batch.mask_T,
-            weights_T=batch.weights_T,
-            cu_seqlens=batch.cu_seqlens,
-            reference_logprobs_T=next(reference),
-            entropy_T=output[1],
+            reference_logprobs_T=None if reference_T is None else batch.of_answers(reference_T),
+            entropy_T=batch.of_answers(output[1]),
             cp_group=cp,
+            **terms,
         )
         return report(total, sums)
 

@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from qedmeg.data.chat import Document
-from qedmeg.data.packing import deal, make_batch, microbatches_per_rank, pack, padded_length
+from qedmeg.data.packing import (
+    NO_BRANCH,
+    Branch,
+    deal,
+    make_batch,
+    microbatches_per_rank,
+    pack,
+    padded_length,
+    segment_rows,
+)
 
 
 def document(tokens: list[int], mask: list[int]) -> Document:
@@ -55,11 +64,19 @@ def test_batch_by_hand() -> None:
 
 
 def test_documents_that_follow_another_by_hand() -> None:
-    batch = make_batch([A, B, B], tokens_per_microbatch=12, pad_id=9, follows=[-1, 0, -1])
-    assert batch.positions_T.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 0]
-    assert batch.follows == (-1, 0, -1, -1)  # the last is padding
-    assert batch.longest == 8
-    assert make_batch([A, B], tokens_per_microbatch=8).follows == (-1, -1)
+    branches = [NO_BRANCH, Branch(0, 4), Branch(1, 6)]
+    batch = make_batch([A, B, B], tokens_per_microbatch=12, pad_id=9, follows=branches)
+    assert batch.positions_T.tolist() == [0, 1, 2, 3, 4, 4, 5, 6, 6, 7, 8, 0]
+    assert batch.follows == (*branches, NO_BRANCH)  # the last is padding
+    assert batch.longest == 9
+    rows = segment_rows(batch.cu_seqlens.tolist(), batch.follows)
+    assert [row.tolist() for row in rows] == [
+        [0, 1, 2, 3, 4],
+        [0, 1, 2, 3, 5, 6, 7],
+        [0, 1, 2, 3, 5, 6, 8, 9, 10],
+        [11],
+    ]
+    assert make_batch([A, B], tokens_per_microbatch=8).follows == (NO_BRANCH, NO_BRANCH)
 
 
 def test_documents_padded_for_context_parallelism_by_hand() -> None:

@@ -15,6 +15,7 @@ from qedmeg.rollout.sample import Group, Rollout, Sample
 from tests.checkpoints import make_checkpoint
 
 GROUPS, ROLLOUTS, MAX_TOKENS, TEMPERATURE = 3, 4, 24, 0.8
+POINTS = ((0.0, 7.0, 3.5, 3.5), (6.0, 1.0, 0.0, 3.0), (2.0, 7.0, 5.0, 1.0))  # two are the mean: no advantage
 VARIANTS = {
     "grpo": LossConfig(),
     "gspo": LossConfig(ratio="sequence", ratio_against="engine", correction="none", normalisation="sequence_mean"),
@@ -32,19 +33,22 @@ VARIANTS = {
 
 
 def make_groups() -> list[Group]:
-    """Random prompts and answers of different lengths, one grade failed, one answer cut off."""
+    """Random prompts and answers of different lengths, one grade failed, one answer cut off; of each group the third
+    answer begins as the first, and the last is the same."""
     random = np.random.default_rng(0)
     groups = []
     for group in range(GROUPS):
         prompt_P = random.integers(0, 300, random.integers(3, 9)).astype(np.int32)
-        rollouts = []
+        rollouts: list[Rollout] = []
         for index in range(ROLLOUTS):
             tokens_T = random.integers(0, 300, random.integers(4, MAX_TOKENS)).astype(np.int32)
+            if index >= 2:
+                first_T = rollouts[0].sample.tokens_T
+                tokens_T = first_T if index == 3 else np.concatenate([first_T[:3], tokens_T])[: MAX_TOKENS - 1]
             logprobs_T = random.normal(-5.7, 0.3, len(tokens_T)).astype(np.float32)
             finish = "length" if (group, index) == (0, 1) else "stop"
             sample = Sample(prompt_P, tokens_T, logprobs_T, ((0, 0),), finish)
-            points = float(random.integers(0, 8))
-            grade = Graded(points, 7, (), "test") if (group, index) != (1, 2) else Failed("timeout", "test")
+            grade = Graded(POINTS[group][index], 7, (), "test") if (group, index) != (1, 2) else Failed("timeout", "test")
             rollouts.append(Rollout(group * ROLLOUTS + index, sample, grade))
         groups.append(Group(group, f"problem {group}", tuple(rollouts)))
     return groups
@@ -70,7 +74,7 @@ def documents(groups: list[Group]) -> list[np.ndarray]:
 
 
 def step_on_ranks(
-    folder: Path, groups: list[Group], variant: str, sizes: dict[str, Any], budget: int, share_prompts: bool = True
+    folder: Path, groups: list[Group], variant: str, sizes: dict[str, Any], budget: int, share: bool = True
 ) -> tuple[float, float, dict[str, float]]:
     """Loss, gradient norm and metrics of a step; runs on each rank of a pool."""
     from megatron.core import parallel_state
@@ -83,6 +87,7 @@ def step_on_ranks(
     from qedmeg.training.logprobs import token_logprobs
     from qedmeg.training.optimizer import Optimizer
     from qedmeg.training.policy import Policy, placement
+    from qedmeg.training.prefix_sharing import pack_shared
     from qedmeg.training.rollout_batch import pack_rollouts, train_on
     from qedmeg.training.rollout_step import Baselines, rollout_gradients
 
@@ -97,10 +102,11 @@ def step_on_ranks(
     optimizer.megatron.reload_model_params()
     loss = VARIANTS[variant]
     trained = train_on(groups, MAX_TOKENS, AdvantageConfig(), keep_zero=loss.kl_coef > 0)
-    share_prompts &= policy.shares_prompts
-    batches = pack_rollouts(trained, budget, 0, loss, placement(parallelism), share_prompts=share_prompts)
+    share &= policy.shares_prefixes
+    pack = pack_shared if share else pack_rollouts
+    batches = pack(trained, budget, 0, loss, placement(parallelism))
     if parallel.data_size() == 1:
-        assert any(before >= 0 for batch in batches for before in batch.follows) == share_prompts
+        assert any(before.tokens for batch in batches for before in batch.follows) == share
     compared = Baselines(
         old=token_logprobs(policy, batches, TEMPERATURE) if variant == "grpo" else None,
         reference=token_logprobs(reference, batches, TEMPERATURE) if loss.kl_coef else None,
@@ -212,7 +218,7 @@ def test_gradient_is_that_of_the_formula(ranks, folder, groups):
     ids=["tp2 pp2", "one rank", "dp2", "tp2 sp", "cp2 tp2 sp", "pp2 vpp2"],
 )
 def test_spread_steps_equal_one_rank(ranks, folder, groups, variant, sizes, world, budget):
-    """Prompts are shared wherever they can be, and not on the one rank."""
+    """Answers share what they have in common wherever they can, and not on the one rank."""
     ((loss, norm, metrics),) = ranks(step_on_ranks, 1, folder, groups, variant, {}, 512, False)
     for other_loss, other_norm, other_metrics in ranks(step_on_ranks, world, folder, groups, variant, sizes, budget):
         assert other_loss == pytest.approx(loss, rel=1e-5, abs=1e-6)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from qedmeg.data.packing import NO_BRANCH, Branch
 from qedmeg.model.layers import AttentionPlan, RMSNorm, SDPAttention, SegmentedSequence, attention_plan, multiply_in
 
 
@@ -57,8 +58,8 @@ def test_empty_documents_are_left_out() -> None:
 
 
 def test_answers_to_one_prompt_by_hand() -> None:
-    """A prompt of 2 tokens with answers of 2 and 3: two rows, and the prompt's own output from the first of them."""
-    plan = attention_plan(_bounds(2, 2, 3), (-1, 0, 0))
+    """One of 4 tokens, and one of 5 whose first 2 are the same: two rows, and the output of those from the first."""
+    plan = attention_plan(_bounds(4, 3), (NO_BRANCH, Branch(0, 2)))
     (call,) = plan.calls
     assert isinstance(call, torch.Tensor)
     assert call.tolist() == [[0, 1, 4, 5, 6], [0, 1, 2, 3, 3]]
@@ -74,25 +75,29 @@ def test_answers_to_one_prompt_by_hand() -> None:
         ((5,), ()),
         ((4, 5, 4, 30), ()),
         ((600, 530), ()),
-        ((4, 5, 4, 30), (-1, 0, 0, -1)),
-        ((6, 4, 5, 5, 3, 2, 8, 4), (-1, 0, 0, -1, -1, 4, 4, -1)),
-        ((500, 30, 20, 700), (-1, 0, 0, 0)),
+        ((4, 5, 4, 30), ((-1, 0), (0, 4), (0, 2), (-1, 0))),
+        ((6, 4, 5, 5, 3, 2, 8, 4), ((-1, 0), (0, 6), (1, 8), (-1, 0), (3, 2), (4, 4), (5, 5), (-1, 0))),
+        ((500, 30, 20, 700), ((-1, 0), (0, 500), (1, 510), (0, 3))),
     ],
 )
-def test_documents_together_attend_as_each_alone(lengths: tuple[int, ...], follows: tuple[int, ...]) -> None:
+def test_documents_together_attend_as_each_alone(
+    lengths: tuple[int, ...], follows: tuple[tuple[int, int], ...]
+) -> None:
     torch.manual_seed(0)
     config = TransformerConfig(num_layers=1, hidden_size=16, num_attention_heads=4, num_query_groups=2)
     alone = SimpleNamespace(cp=SimpleNamespace(size=lambda: 1, rank=lambda: 0))
     attention = SDPAttention(config, 1, None, "self", pg_collection=alone)  # type: ignore[arg-type]
     bounds = torch.tensor(_bounds(*lengths), dtype=torch.int32)
-    packed = SegmentedSequence(qkv_format="thd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds, follows=follows)
+    branches = tuple(Branch(*branch) for branch in follows)
+    packed = SegmentedSequence(qkv_format="thd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds, follows=branches)
     query, key, value = (torch.randn(sum(lengths), heads, 4, requires_grad=True) for heads in (4, 2, 2))
     found = attention(query, key, value, packed_seq_params=packed)
     segments = [torch.arange(start, end) for start, end in itertools.pairwise(bounds.tolist())]
-    expected = []
+    expected, wholes = [], []
     for number, segment in enumerate(segments):
-        before = segments[follows[number]] if follows and follows[number] >= 0 else segment[:0]
+        before = wholes[follows[number][0]][: follows[number][1]] if follows and follows[number][1] else segment[:0]
         whole = torch.cat([before, segment])
+        wholes.append(whole)
         attended = F.scaled_dot_product_attention(
             *(tensor[whole].transpose(0, 1) for tensor in (query, key, value)), is_causal=True, enable_gqa=True
         )

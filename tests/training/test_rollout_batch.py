@@ -66,30 +66,6 @@ def test_each_label_has_its_logprob_advantage_and_weight():
     assert not batch.engine_logprobs_T[batch.mask_T == 0].any()
 
 
-def test_a_prompt_stands_once_before_its_answers():
-    """Prompt 1, 2, 3: its first two tokens once, then its last one before each answer, which it predicts."""
-    groups = [group(rollout(0, 3, 7.0), rollout(1, 2, 0.0))]
-    trained = train_on(groups, 100, AdvantageConfig(), keep_zero=False)
-    (batch,) = pack_rollouts(trained, 64, 0, LossConfig(), Placement(), share_prompts=True)
-    used = slice(0, 9)
-    assert batch.cu_seqlens.tolist() == [0, 2, 6, 9, 64]
-    assert batch.follows == (-1, 0, 0, -1)
-    assert batch.tokens_T[used].tolist() == [1, 2, 3, 10, 11, 12, 3, 10, 11]
-    assert batch.positions_T[used].tolist() == [0, 1, 2, 3, 4, 5, 2, 3, 4]
-    assert batch.labels_T[used].tolist() == [2, 0, 10, 11, 12, 0, 10, 11, 0]
-    assert batch.mask_T[used].tolist() == [0, 0, 1, 1, 1, 0, 1, 1, 0]
-    assert batch.engine_logprobs_T[used].tolist() == pytest.approx([0, 0, -0.1, -0.2, -0.3, 0, -0.1, -0.2, 0])
-    assert batch.advantages_T[used].tolist() == [0, 0, 0.5, 0.5, 0.5, 0, -0.5, -0.5, 0]
-
-
-def test_answers_for_which_there_is_no_room_get_a_prompt_of_their_own():
-    """With a prompt of 3 tokens, two answers of 4 take 2 + 5 + 5 = 12 tokens, and one alone 7."""
-    trained = train_on([group(*(rollout(i, 4, float(i)) for i in range(5)))], 100, AdvantageConfig(), keep_zero=True)
-    batches = pack_rollouts(trained, 12, 0, LossConfig(), Placement(), share_prompts=True)
-    assert [batch.follows[: batch.documents] for batch in batches] == [(-1, 0, 0), (-1, 0, 0), (-1,)]
-    assert all(int(batch.mask_T.sum()) == 4 * answers for batch, answers in zip(batches, (2, 2, 1), strict=True))
-
-
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_ranks_share_the_samples_and_have_as_many_microbatches(ranks):
     rollouts = [rollout(number, 4 + number, float(number % 8)) for number in range(9)]
