@@ -11,6 +11,7 @@ from qedmeg.data.problems.family import Solution
 from qedmeg.grading.claims import Reading, interpret
 from qedmeg.grading.grade import Graded, ItemGrade
 from qedmeg.grading.reading import MAX_CHARACTERS, MAX_SENTENCES, Sentence, read
+from qedmeg.grading.rubric import Rubric
 from qedmeg.grading.steps import Finding, Step
 
 
@@ -39,17 +40,22 @@ def grade(problem: Problem, proof: str) -> Graded:
     problem's letters as it likes: the naming under which it earns most is taken.
     Raises `UserError` for a problem that no family made.
     """
-    family = family_of(problem)
+    family_of(problem)
+    return _grade(problem.family, tuple(problem.parameters.items()), problem.rubric, proof)
+
+
+@lru_cache(maxsize=1024)  # a model that has learnt something writes the same proof many times over
+def _grade(name: str, parameters: tuple[tuple[str, int], ...], rubric: Rubric, proof: str) -> Graded:
+    family = FAMILIES[name]
     sentences = read(proof)
     if sentences is None:
-        return _nothing(problem, f"longer than {MAX_CHARACTERS} characters or {MAX_SENTENCES} sentences")
+        return _nothing(rubric, f"longer than {MAX_CHARACTERS} characters or {MAX_SENTENCES} sentences")
     claims = sum(bool(mention.chain.relations) for sentence in sentences for mention in sentence.formulas)
     if claims > MAX_CLAIMS:
-        return _nothing(problem, "a list of formulas, not a proof")
-    parameters = tuple(problem.parameters.items())
+        return _nothing(rubric, "a list of formulas, not a proof")
     best: Graded | None = None
     for letters in _namings(family.letters, sentences):
-        solution = _solution(problem.family, parameters, letters)
+        solution = _solution(name, parameters, letters)
         reading = interpret(sentences, letters, solution.subjects, family.positive)
         graded = _by_steps(solution.steps, reading)
         if best is None or graded.points > best.points:
@@ -139,5 +145,5 @@ def _total(items: list[ItemGrade]) -> Graded:
     return Graded(sum(item.points for item in items), sum(item.of for item in items), tuple(items), VERSION)
 
 
-def _nothing(problem: Problem, reason: str) -> Graded:
-    return _total([ItemGrade(item.name, 0, item.points, reason) for item in problem.rubric.items])
+def _nothing(rubric: Rubric, reason: str) -> Graded:
+    return _total([ItemGrade(item.name, 0, item.points, reason) for item in rubric.items])

@@ -15,7 +15,7 @@ from qedmeg.rollout.sample import Group, Rollout, Sample
 from tests.checkpoints import make_checkpoint
 
 GROUPS, ROLLOUTS, MAX_TOKENS, TEMPERATURE = 3, 4, 24, 0.8
-POINTS = ((0.0, 7.0, 3.5, 3.5), (6.0, 1.0, 0.0, 3.0), (2.0, 7.0, 5.0, 1.0))  # two are the mean: no advantage
+POINTS = ((0.0, 7.0, 3.5, 3.5), (6.0, 1.0, None, 3.0), (2.0, 7.0, 5.0, 1.0))  # two are the mean: no advantage
 VARIANTS = {
     "grpo": LossConfig(),
     "gspo": LossConfig(ratio="sequence", ratio_against="engine", correction="none", normalisation="sequence_mean"),
@@ -48,7 +48,8 @@ def make_groups() -> list[Group]:
             logprobs_T = random.normal(-5.7, 0.3, len(tokens_T)).astype(np.float32)
             finish = "length" if (group, index) == (0, 1) else "stop"
             sample = Sample(prompt_P, tokens_T, logprobs_T, ((0, 0),), finish)
-            grade = Graded(POINTS[group][index], 7, (), "test") if (group, index) != (1, 2) else Failed("timeout", "test")
+            points = POINTS[group][index]
+            grade = Failed("timeout", "test") if points is None else Graded(points, 7, (), "test")
             rollouts.append(Rollout(group * ROLLOUTS + index, sample, grade))
         groups.append(Group(group, f"problem {group}", tuple(rollouts)))
     return groups

@@ -7,6 +7,7 @@ import pytest
 
 from qedmeg.data.problems import FAMILIES, Problem, generate, make_problem, reference_proof
 from qedmeg.errors import UserError
+from qedmeg.grading import symbolic
 from qedmeg.grading.grade import Graded
 from qedmeg.grading.symbolic import grade
 
@@ -38,6 +39,7 @@ NOTHING = {
 @pytest.mark.usefixtures("no_collection")
 @pytest.mark.parametrize("attack", NOTHING)
 def test_a_text_that_proves_nothing_earns_nothing_and_quickly(attack: str) -> None:
+    symbolic._grade.cache_clear()
     for problem in PROBLEMS[::4]:
         started = time.process_time()
         assert grade(problem, NOTHING[attack]).points == 0
@@ -140,6 +142,7 @@ def test_grading_survives_any_text() -> None:
 def test_a_typical_proof_is_graded_in_a_few_milliseconds() -> None:
     problems = generate("heldout", 45, 2)
     proofs = [reference_proof(problem) for problem in problems]
+    symbolic._grade.cache_clear()
     started = time.process_time()
     for problem, proof in zip(problems, proofs, strict=True):
         grade(problem, proof)
