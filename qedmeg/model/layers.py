@@ -1,6 +1,5 @@
 """Layers of our own for Megatron-core's layer spec, where Transformer Engine is not: RMSNorm and SDPA attention."""
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -111,11 +110,7 @@ def attention_plan(
     more are no padding. What a segment goes on from is in its row of a call too: its keys are needed there, and what is
     computed of it besides is taken from the first row that has it.
     """
-    rows = [
-        row_L
-        for row_L, (start, end) in zip(segment_rows(bounds, follows), itertools.pairwise(bounds), strict=True)
-        if end > start
-    ]
+    rows = [row_L for row_L in segment_rows(bounds, follows) if len(row_L)]
     branches = any(before.tokens for before in follows)
     if not branches and all(len(row_L) >= together for row_L in rows):
         return AttentionPlan(tuple(slice(int(row_L[0]), int(row_L[-1]) + 1) for row_L in rows), None)

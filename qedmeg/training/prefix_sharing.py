@@ -18,7 +18,7 @@ from qedmeg.data.loader import Placement, cut_step
 from qedmeg.data.packing import NO_BRANCH, Branch, PackedBatch, make_batch, segment_rows
 from qedmeg.rollout.sample import Sample
 from qedmeg.training.losses import loss_weights
-from qedmeg.training.rollout_batch import TrainedGroups, TrainedSample
+from qedmeg.training.rollout_batch import TrainedGroups, TrainedSample, document_of
 
 
 @dataclass(frozen=True)
@@ -147,11 +147,9 @@ def _segments(trees: Sequence[_Tree]) -> tuple[list[Document], list[Branch], lis
     follows: list[Branch] = []
     ends: list[int] = []
     for leaf in itertools.chain(*trees):
-        sample = leaf.one.sample
         if leaf.shared < leaf.length:
-            tokens_L = np.concatenate([sample.prompt_P, sample.tokens_T])[leaf.shared :]
-            trained_L = np.arange(leaf.shared, leaf.length) >= len(sample.prompt_P)
+            whole = document_of(leaf.one.sample)
             follows.append(Branch(len(documents) - 1, leaf.shared) if leaf.shared else NO_BRANCH)
-            documents.append(Document(tokens_L, trained_L))
+            documents.append(Document(whole.tokens_T[leaf.shared :], whole.mask_T[leaf.shared :]))
         ends.append(len(documents) - 1)
     return documents, follows, ends

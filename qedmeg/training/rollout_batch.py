@@ -144,7 +144,7 @@ def pack_rollouts(
     packed = []
     for members, width in zip(cut.microbatches, cut.widths, strict=True):
         inside = [trained.samples[index] for index in members if samples]
-        documents = [_document(one.sample) for one in inside]
+        documents = [document_of(one.sample) for one in inside]
         batch = make_batch(documents, width, placement.document_multiple, pad_id)
         engine_T, advantages_T = torch.zeros(width), torch.zeros(width)
         for one, document, start in zip(inside, documents, batch.cu_seqlens.tolist(), strict=False):
@@ -164,7 +164,8 @@ def pack_rollouts(
     return tuple(packed)
 
 
-def _document(sample: Sample) -> Document:
+def document_of(sample: Sample) -> Document:
+    """Prompt and answer, of which the answer is trained on."""
     tokens_L = np.concatenate([sample.prompt_P, sample.tokens_T])
     return Document(tokens_L, np.arange(len(tokens_L)) >= len(sample.prompt_P))
 
