@@ -65,7 +65,8 @@ def value_loss(
     error_T = (values_T - returns_T).square()
     if clip is None:
         return (weights_T * error_T).sum() / 2, torch.zeros_like(values_T, dtype=torch.bool)
-    clipped_T = (old_values_T + (values_T - old_values_T).clamp(-clip, clip) - returns_T).square()
+    # Not v_old + clip(v - v_old): inside the clip that differs from v by rounding, and would count as clipped.
+    clipped_T = (values_T.clamp(old_values_T - clip, old_values_T + clip) - returns_T).square()
     return (weights_T * torch.maximum(error_T, clipped_T)).sum() / 2, clipped_T > error_T
 
 

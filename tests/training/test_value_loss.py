@@ -27,3 +27,12 @@ def test_the_clip_takes_the_gradient_of_values_that_have_moved_enough():
     assert loss.item() == pytest.approx((0.25 * 0.64 + 0.25 * 0.25 + 0.5 * 0.81) / 2)
     assert values_T.grad.tolist() == pytest.approx([0.0, 0.25 * -0.5, 0.5 * 0.9, 0.0])
     assert clipped_T.tolist() == [True, False, False, False]
+
+
+def test_rounding_inside_the_clip_counts_as_no_clip():
+    values_T, old_T, returns_T = torch.randn(3, 10_000, generator=torch.Generator().manual_seed(0))
+    inside_T = (values_T - old_T).abs() < 0.19
+    assert inside_T.sum() > 500
+    clipped_T = value_loss(values_T, old_T, returns_T, torch.ones(10_000), 0.2)[1]
+    assert clipped_T.any()
+    assert not clipped_T[inside_T].any()
