@@ -13,6 +13,8 @@ from tests import sft_runs
 
 TP2_PP2 = ["parallel.tp=2", "parallel.pp=2"]
 BF16 = ["compute.precision=bf16"]
+HALF, LAST = 4, 8
+"""Steps of a run's checkpoints, the last of which is its end."""
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +29,8 @@ def experts_file(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def straight(ranks):
-    """`straight(config_file, settings, world_size)`: a folder with a run of 12 steps that was not stopped, and its
-    checkpoint of step 6."""
+    """`straight(config_file, settings, world_size)`: a folder with a run that was not stopped, and its checkpoints
+    of steps `HALF` and `LAST`."""
     runs = {}
 
     def run(config_file: Path, settings: list[str], world_size: int) -> Path:
@@ -42,7 +44,8 @@ def straight(ranks):
 
 
 def _train(ranks, world_size: int, config_file: Path, run_dir: Path, settings: list[str]) -> None:
-    assert set(ranks(sft_runs.train, world_size, config_file, [f"run_dir={run_dir}", *settings])) == {0}
+    steps = [f"max_steps={LAST}", f"checkpoint.save_every={HALF}"]
+    assert set(ranks(sft_runs.train, world_size, config_file, [f"run_dir={run_dir}", *steps, *settings])) == {0}
 
 
 def _checkpoint(run_dir: Path, step: int) -> Path:
@@ -73,11 +76,11 @@ def _largest_difference(one: Path, other: Path) -> float:
 )
 def test_resume_is_exact_at_the_same_topology(ranks, config_file, straight, tmp_path, settings, world_size, change):
     whole = straight(config_file, settings, world_size)
-    shutil.copytree(_checkpoint(whole, 6), _checkpoint(tmp_path, 6))
+    shutil.copytree(_checkpoint(whole, HALF), _checkpoint(tmp_path, HALF))
     _train(ranks, world_size, config_file, tmp_path, [*settings, *change])
-    assert sft_runs.differing(_checkpoint(tmp_path, 12), _checkpoint(whole, 12)) == []
-    assert _losses(tmp_path) == {step: loss for step, loss in _losses(whole).items() if step >= 6}
-    ours, theirs = (ranks(sft_runs.random_state, world_size, _checkpoint(run, 12)) for run in (tmp_path, whole))
+    assert sft_runs.differing(_checkpoint(tmp_path, LAST), _checkpoint(whole, LAST)) == []
+    assert _losses(tmp_path) == {step: loss for step, loss in _losses(whole).items() if step >= HALF}
+    ours, theirs = (ranks(sft_runs.random_state, world_size, _checkpoint(run, LAST)) for run in (tmp_path, whole))
     assert ours == theirs
 
 
@@ -95,13 +98,13 @@ def test_resume_at_another_topology(
     ranks, config_file, straight, tmp_path, settings, world_size, then, world_size_then
 ):
     whole = straight(config_file, settings, world_size)
-    shutil.copytree(_checkpoint(whole, 6), _checkpoint(tmp_path, 6))
+    shutil.copytree(_checkpoint(whole, HALF), _checkpoint(tmp_path, HALF))
     _train(ranks, world_size_then, config_file, tmp_path, then)
-    difference = _largest_difference(_checkpoint(tmp_path, 12), _checkpoint(whole, 12))
+    difference = _largest_difference(_checkpoint(tmp_path, LAST), _checkpoint(whole, LAST))
     print(f"\n{settings}, {world_size} ranks, then {then}, {world_size_then}: {difference:.1e}")
     assert difference < 1e-4
     ours, theirs = _losses(tmp_path), _losses(whole)
-    assert list(ours) == list(range(6, 12))
+    assert list(ours) == list(range(HALF, LAST))
     assert all(ours[step] == pytest.approx(theirs[step], rel=1e-5) for step in ours)
 
 
@@ -115,27 +118,27 @@ def test_resume_at_another_topology(
 )
 def test_resume_of_experts(ranks, experts_file, straight, tmp_path, settings, world_size, then, world_size_then):
     whole = straight(experts_file, settings, world_size)
-    shutil.copytree(_checkpoint(whole, 6), _checkpoint(tmp_path, 6))
+    shutil.copytree(_checkpoint(whole, HALF), _checkpoint(tmp_path, HALF))
     _train(ranks, world_size_then, experts_file, tmp_path, then)
-    difference = _largest_difference(_checkpoint(tmp_path, 12), _checkpoint(whole, 12))
+    difference = _largest_difference(_checkpoint(tmp_path, LAST), _checkpoint(whole, LAST))
     print(f"\n{settings}, {world_size} ranks, then {then}, {world_size_then}: {difference:.1e}")
     assert difference <= (0.0 if settings == then else 1e-4)
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(ranks, config_file, straight, tmp_path):
     whole = straight(config_file, [], 1)
-    assert ranks(sft_runs.train, 1, config_file, [f"run_dir={tmp_path}"], 3) == [EXIT_REQUEUE]
+    assert ranks(sft_runs.train, 1, config_file, [f"run_dir={tmp_path}", f"max_steps={LAST}"], 3) == [EXIT_REQUEUE]
     (stopped,) = (tmp_path / "checkpoints").iterdir()
-    assert 3 <= int(stopped.name.removeprefix("step_")) < 12
+    assert 3 <= int(stopped.name.removeprefix("step_")) < LAST
     _train(ranks, 1, config_file, tmp_path, [])
-    assert sft_runs.differing(_checkpoint(tmp_path, 12), _checkpoint(whole, 12)) == []
+    assert sft_runs.differing(_checkpoint(tmp_path, LAST), _checkpoint(whole, LAST)) == []
     assert _losses(tmp_path) == _losses(whole)
 
 
 def test_weights_of_a_training_checkpoint(ranks, config_file, straight, tmp_path):
     """A new run from them begins with the loss that the old one would have had, and at step 0."""
     whole = straight(config_file, TP2_PP2, 4)
-    folder = _checkpoint(whole, 6)
+    folder = _checkpoint(whole, HALF)
     settings = [f"model.megatron={folder}", "model.hf=null", "max_steps=2", "optimizer.warmup_steps=0"]
     _train(ranks, 1, config_file, tmp_path, settings)
     trained = sft_runs.tensors(_checkpoint(tmp_path, 2))
@@ -152,24 +155,24 @@ def test_which_checkpoints_are_kept(ranks, config_file, tmp_path):
     (tmp_path / "checkpoints" / "step_00000004.0a1b2c3d.partial").mkdir()
     settings = ["checkpoint.save_every=2", "checkpoint.keep_last=2", "checkpoint.keep_every=4"]
     _train(ranks, 1, config_file, tmp_path, settings)
-    assert _losses(tmp_path).keys() == set(range(12))
+    assert _losses(tmp_path).keys() == set(range(LAST))
     steps = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert steps == [f"step_{step:08d}" for step in (4, 8, 10, 12)]
+    assert steps == [f"step_{step:08d}" for step in (4, 6, 8)]
 
 
 def test_settings_may_change_between_stop_and_resume(ranks, config_file, straight, tmp_path):
     whole = straight(config_file, [], 1)
-    shutil.copytree(_checkpoint(whole, 6), _checkpoint(tmp_path, 6))
-    _train(ranks, 1, config_file, tmp_path, ["optimizer.lr=0.0002", "max_steps=14", "checkpoint.save_every=20"])
+    shutil.copytree(_checkpoint(whole, HALF), _checkpoint(tmp_path, HALF))
+    _train(ranks, 1, config_file, tmp_path, ["optimizer.lr=0.0002", "max_steps=10", "checkpoint.save_every=20"])
     rates = {int(line["step"]): line["train/lr"] for line in read_metrics(tmp_path)}
-    assert rates[6] == pytest.approx(0.0002)
-    assert max(rates) == 13
+    assert rates[HALF] == pytest.approx(0.0002)
+    assert max(rates) == 9
 
 
 def test_checkpoint_of_another_model_is_refused(ranks, config_file, straight, tmp_path):
     whole = straight(config_file, [], 1)
     other = sft_runs.write_inputs(tmp_path, num_hidden_layers=3)
-    newest = f"error: {_checkpoint(whole, 12)}: the run's checkpoint is of another model: "
+    newest = f"error: {_checkpoint(whole, LAST)}: the run's checkpoint is of another model: "
     ((status, message),) = ranks(sft_runs.command, 1, other, [f"run_dir={whole}"])
     assert status == EXIT_USER_ERROR
     assert message.startswith(newest + "layers 4, and now 3; ")

@@ -8,6 +8,8 @@ import torch
 from tests import parity
 from tests.checkpoints import make_checkpoint
 
+FEW_STEPS = 8
+"""Of the settings beside the matrix, which is held to all `parity.STEPS`."""
 MODELS = {
     "plain": ("qwen3", {}),
     "tied": ("qwen3", {"tie_word_embeddings": True}),
@@ -38,9 +40,9 @@ def expected(store, tmp_path_factory):
     return compute
 
 
-def _differences(ranks, expected, store, model, sizes, world_size, compute, packed):
+def _differences(ranks, expected, store, model, sizes, world_size, compute, packed=True, steps=FEW_STEPS):
     folder, theirs = expected(model)
-    courses = ranks(parity.train_policy, world_size, folder, store, sizes, compute, packed)
+    courses = ranks(parity.train_policy, world_size, folder, store, sizes, compute, packed, steps)
     assert all(course == courses[0] for course in courses)
     assert theirs.losses[-1] < 0.9 * theirs.losses[0]  # there is something to compare
     found = parity.differences(courses[0], theirs)
@@ -66,7 +68,7 @@ def _differences(ranks, expected, store, model, sizes, world_size, compute, pack
     ],
 )
 def test_packed_and_dense_training(ranks, expected, store, sizes, world_size, packed):
-    found = _differences(ranks, expected, store, "plain", sizes, world_size, {}, packed)
+    found = _differences(ranks, expected, store, "plain", sizes, world_size, {}, packed, parity.STEPS)
     assert found.first_loss <= 1e-6
     assert found.first_grad_norm <= 1e-6
     assert found.last_loss <= 1e-4
@@ -96,7 +98,7 @@ def test_packed_and_dense_training(ranks, expected, store, sizes, world_size, pa
     ],
 )
 def test_other_models_and_settings(ranks, expected, store, model, sizes, world_size, compute):
-    found = _differences(ranks, expected, store, model, sizes, world_size, compute, packed=True)
+    found = _differences(ranks, expected, store, model, sizes, world_size, compute)
     assert found.first_loss <= 1e-6
     assert found.first_grad_norm <= 1e-6
     assert found.last_loss <= 1e-4
@@ -107,7 +109,7 @@ def test_other_models_and_settings(ranks, expected, store, model, sizes, world_s
 )
 def test_bf16_stays_near_fp32(ranks, expected, store, sizes, world_size):
     """bf16 keeps 8 bits of mantissa, 4e-3 a number; the reference is in fp32, weights included."""
-    found = _differences(ranks, expected, store, "plain", sizes, world_size, {"dtype": torch.bfloat16}, packed=True)
+    found = _differences(ranks, expected, store, "plain", sizes, world_size, {"dtype": torch.bfloat16})
     assert found.first_loss <= 2e-3
     assert found.first_grad_norm <= 1e-2
     assert found.last_loss <= 5e-3

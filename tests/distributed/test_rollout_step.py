@@ -1,6 +1,7 @@
 """A step on rollouts: the same gradients however the model is spread, and those of transformers."""
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,12 @@ def groups(folder) -> list[Group]:
     return near(plain, ours)
 
 
+@pytest.fixture(scope="module")
+def alone(ranks, folder, groups):
+    """`alone(variant)`: the step on one rank whose answers share nothing, computed once a variant."""
+    return cache(lambda variant: ranks(step_on_ranks, 1, folder, groups, variant, {}, 512, False)[0])
+
+
 @pytest.mark.parametrize("sizes", [{}, {"tp": 2, "pp": 2}, {"cp": 2}, {"pp": 2, "vpp": 2}], ids=str)
 def test_logprobs_of_documents_are_transformers(ranks, folder, groups, sizes):
     sequences = documents(groups)
@@ -218,9 +225,9 @@ def test_gradient_is_that_of_the_formula(ranks, folder, groups):
     ],
     ids=["tp2 pp2", "one rank", "dp2", "tp2 sp", "cp2 tp2 sp", "pp2 vpp2"],
 )
-def test_spread_steps_equal_one_rank(ranks, folder, groups, variant, sizes, world, budget):
+def test_spread_steps_equal_one_rank(ranks, folder, groups, alone, variant, sizes, world, budget):
     """Answers share what they have in common wherever they can, and not on the one rank."""
-    ((loss, norm, metrics),) = ranks(step_on_ranks, 1, folder, groups, variant, {}, 512, False)
+    loss, norm, metrics = alone(variant)
     for other_loss, other_norm, other_metrics in ranks(step_on_ranks, world, folder, groups, variant, sizes, budget):
         assert other_loss == pytest.approx(loss, rel=1e-5, abs=1e-6)
         assert other_norm == pytest.approx(norm, rel=1e-5)
