@@ -1,5 +1,6 @@
 """vLLM in this process: token ids in, token ids out."""
 
+import importlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ CPU_ENVIRONMENT = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 """Of a process with vLLM, from its start."""
+CPU_KERNELS = "qedmeg"
+"""What `qedmeg.rollout.cpu_engine` calls its kernels in vLLM."""
 SHARE_OF_A_SHARED_GPU = 0.3  # of its memory, for an engine on a GPU that the trainer computes on
 _IN_PROCESS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process: no second start-up
@@ -62,7 +65,12 @@ def hardware_options(
     CPU or where asked for in fp32. With `shares_gpu`, something else computes on its GPU too."""
     options: dict[str, Any] = {"dtype": "float32"} if fp32 else {}
     if not device.has_gpu():
-        options = {"dtype": "float32", "enforce_eager": True, "kv_cache_memory_bytes": KV_CACHE_BYTES}
+        options = {
+            "dtype": "float32",
+            "enforce_eager": True,
+            "kv_cache_memory_bytes": KV_CACHE_BYTES,
+            "ir_op_priority": {"rms_norm": [CPU_KERNELS], "fused_add_rms_norm": [CPU_KERNELS]},
+        }
     elif shares_gpu:
         options["gpu_memory_utilization"] = SHARE_OF_A_SHARED_GPU
     if kv_cache_gib is not None:
@@ -71,6 +79,12 @@ def hardware_options(
             # vLLM takes what it is told, but refuses to start where this share of the GPU is not free
             options["gpu_memory_utilization"] = 0.01
     return options
+
+
+def register_kernels() -> None:
+    """Make known to vLLM, in this process, the kernels that `hardware_options` names. Before vLLM is started."""
+    if not device.has_gpu():
+        importlib.import_module("qedmeg.rollout.cpu_engine")
 
 
 def seeded_options(max_length: int) -> dict[str, Any]:
@@ -207,7 +221,8 @@ class RolloutEngine:
 
     def __init__(self, model: Path, options: dict[str, Any]) -> None:
         """Start the engine; `options` are those of `rollout_options`. It has no weights yet."""
-        self._llm = _start(model, async_scheduling=False, seed=0, **options)
+        scheduler = {} if device.has_gpu() else {"scheduler_cls": "qedmeg.rollout.cpu_engine.DecodeScheduler"}
+        self._llm = _start(model, **{"async_scheduling": False, "seed": 0, **scheduler, **options})
         self._engine = self._llm.llm_engine
         self._batch: Sequence[Request] = ()
 
@@ -283,6 +298,7 @@ def _start(model: Path, **options: Any) -> Any:
         os.environ.setdefault(name, value)
     from vllm import LLM
 
+    register_kernels()
     return LLM(model=str(model), disable_log_stats=True, **options)
 
 

@@ -23,6 +23,9 @@ if __name__ in ("__main__", "__mp_main__"):
     if PARENT in os.environ:
         _end_with(int(os.environ[PARENT]))
     os.environ[PARENT] = f"{os.getpid()}"  # what this process spawns ends with it
+    from qedmeg.rollout.engine import register_kernels
+
+    register_kernels()
 
 if __name__ == "__main__":
     from vllm.entrypoints.launchers.api_server.entry import main

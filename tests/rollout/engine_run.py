@@ -1,5 +1,5 @@
-"""Another run of two engines: `python -m tests.rollout.engine_run FOLDER` prints the digest of the samples of
-`policies.batch()`."""
+"""Another run of two engines, with vLLM's own scheduler: `python -m tests.rollout.engine_run FOLDER` prints the digest
+of the samples of `policies.batch()`."""
 
 import asyncio
 import sys
@@ -10,7 +10,8 @@ from tests.rollout import policies
 
 
 async def main(folder: Path) -> None:
-    fleet = LocalFleet(folder / "1", policies.options(), engines=2)
+    options = policies.options(scheduler_cls="vllm.v1.core.sched.scheduler.Scheduler")
+    fleet = LocalFleet(folder / "1", options, engines=2)
     await fleet.start()
     await policies.send(fleet, policies.load(folder, 1), 1)
     print(policies.digest(await policies.generate(fleet, policies.batch(), policies.sampling())))

@@ -26,7 +26,8 @@ STOPS = tuple(range(0, 300, 60))
 
 def options(**others: Any) -> dict[str, Any]:
     """What the tests' engines are started with."""
-    return rollout_options(MAX_LENGTH, tp=1, concurrency=16, kv_cache_gib=0.0625) | others
+    small_blocks = {"block_size": 32}  # which answers end and begin
+    return rollout_options(MAX_LENGTH, tp=1, concurrency=16, kv_cache_gib=0.0625) | small_blocks | others
 
 
 def make_policies(folder: Path) -> None:
