@@ -285,6 +285,11 @@ class RolloutEngine:
 
     def finish_update(self, version: int) -> None:
         """Put the received weights to use. Keys and values of the old ones are forgotten."""
+        core = self._engine.engine_core.engine_core
+        if hasattr(core.scheduler, "release"):  # what it holds back is of the old weights
+            self._engine.output_processor.process_outputs(
+                core.scheduler.release(), weight_version=core.get_weight_version()
+            )
         self._llm.finish_weight_update(f"{version}")
         self._llm.reset_prefix_cache(reset_running_requests=True)
 

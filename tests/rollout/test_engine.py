@@ -117,6 +117,25 @@ def test_the_same_batch_is_the_same_call_after_call_and_run_after_run(
     assert out.split()[-1] == same[0]
 
 
+def test_tokens_are_told_with_the_weights_that_made_them(
+    fleet: LocalFleet, runner: asyncio.Runner, models: dict[int, Any]
+) -> None:
+    async def scene() -> list[Sample]:
+        found = []
+        async with aclosing(fleet.generate(policies.batch(), policies.sampling())) as samples:
+            async for _, sample in samples:
+                found.append(sample)
+                if len(found) == 4:
+                    await policies.send(fleet, models[2], 2)
+        await policies.send(fleet, models[1], 1)
+        return found
+
+    found = runner.run(scene())
+    assert {tuple(version for version, _ in sample.versions) for sample in found} >= {(1,), (1, 2)}
+    for sample in found:
+        np.testing.assert_allclose(sample.logprobs_T, policies.reference(models, sample, 1.0), atol=1e-4)
+
+
 def test_samples_come_as_they_finish(fleet: LocalFleet, runner: asyncio.Runner) -> None:
     requests = policies.batch(16)
 
