@@ -9,7 +9,7 @@ from tests import parity
 from tests.checkpoints import make_checkpoint
 
 FEW_STEPS = 8
-"""Of the settings beside the matrix, which is held to all `parity.STEPS`."""
+"""Of settings beside the matrix of `test_packed_and_dense_training`, which is held to all `parity.STEPS`."""
 MODELS = {
     "plain": ("qwen3", {}),
     "tied": ("qwen3", {"tie_word_embeddings": True}),

@@ -26,7 +26,7 @@ STOPS = tuple(range(0, 300, 60))
 
 def options(**others: Any) -> dict[str, Any]:
     """What the tests' engines are started with."""
-    small_blocks = {"block_size": 32}  # which answers end and begin
+    small_blocks = {"block_size": 32}  # answers go on from one into the next
     return rollout_options(MAX_LENGTH, tp=1, concurrency=16, kv_cache_gib=0.0625) | small_blocks | others
 
 
