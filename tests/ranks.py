@@ -3,6 +3,7 @@
 import gc
 import multiprocessing
 import os
+import signal
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -71,6 +72,9 @@ def _work(pipe: Connection) -> None:
     device.prepare()
     from megatron.core import parallel_state
 
+    gc.collect()
+    gc.freeze()
+    frozen = gc.get_freeze_count()
     while True:
         try:
             function, arguments, rank, world_size, store = pipe.recv()
@@ -87,5 +91,13 @@ def _work(pipe: Connection) -> None:
             return
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
-        # Models hold their groups in cycles, and each group has a thread that wakes a hundred times a second.
-        gc.collect()
+        # Each group has a thread that wakes a hundred times a second: none may stay. Models hold groups, in cycles that
+        # are let go one after the other; a run's answer to signals holds the run.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if thawed := gc.get_freeze_count() != frozen:  # by a run
+            gc.unfreeze()
+        while gc.collect():
+            pass
+        if thawed:
+            gc.freeze()
+            frozen = gc.get_freeze_count()

@@ -221,7 +221,7 @@ class RolloutEngine:
 
     def __init__(self, model: Path, options: dict[str, Any]) -> None:
         """Start the engine; `options` are those of `rollout_options`. It has no weights yet."""
-        scheduler = {} if device.has_gpu() else {"scheduler_cls": "qedmeg.rollout.cpu_engine.DecodeScheduler"}
+        scheduler = {} if device.has_gpu() else {"scheduler_cls": "qedmeg.rollout.decode_scheduler.DecodeScheduler"}
         self._llm = _start(model, **{"async_scheduling": False, "seed": 0, **scheduler, **options})
         self._engine = self._llm.llm_engine
         self._batch: Sequence[Request] = ()
@@ -236,7 +236,11 @@ class RolloutEngine:
             raise RuntimeError("a batch of rollouts was begun before the one before it was done")
         self._batch = requests
         for index, request in enumerate(requests):
-            settings = SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY, **sampling_settings(sampling, request))
+            settings = SamplingParams(
+                output_kind=RequestOutputKind.FINAL_ONLY,
+                flat_logprobs=True,
+                **sampling_settings(sampling, request),
+            )
             self._engine.add_request(f"{index}", {"prompt_token_ids": request.prompt_P.tolist()}, settings)
 
     @property
@@ -252,7 +256,7 @@ class RolloutEngine:
         finished = []
         for output in self._engine.step():
             choice, index = output.outputs[0], int(output.request_id)
-            logprobs = [told[token].logprob for token, told in zip(choice.token_ids, choice.logprobs, strict=True)]
+            logprobs = choice.logprobs.logprobs  # one of each token, since no more were asked for
             spans = [(span.version, span.start) for span in choice.weight_versions or ()]
             sample = make_sample(self._batch[index].prompt_P, choice.token_ids, logprobs, spans, choice.finish_reason)
             finished.append((index, sample))

@@ -1,4 +1,5 @@
-"""An engine for rollouts on a CPU with what qedmeg.rollout.cpu_engine gives it, and as vLLM is by itself.
+"""An engine for rollouts on a CPU with what qedmeg.rollout.cpu_engine and decode_scheduler
+give it, and as vLLM is by itself.
 
     python tests/benchmarks/cpu_engine.py
 
@@ -57,6 +58,8 @@ def serve(connection: Connection, model: Path, count: int, changed: dict[str, An
     options = rollout_options(LONGEST_PROMPT + LONGEST_ANSWER, 1, count, None) | {"load_format": "auto"} | changed
     for name in ("weight_transfer_config", "worker_extension_cls"):
         del options[name]
+    if changed:
+        _give_methods_back()
     engine = RolloutEngine(model, options)
     while (seed := connection.recv()) is not None:
         requests, tokens = batch(count, seed), 0
@@ -65,6 +68,17 @@ def serve(connection: Connection, model: Path, count: int, changed: dict[str, An
         while engine.busy:  # not `engine.step`, which refuses answers of weights that nobody sent
             tokens += sum(len(output.outputs[0].token_ids) for output in engine._engine.step())
         connection.send((time.process_time() - start, tokens))
+
+
+def _give_methods_back() -> None:
+    """vLLM's own for those that qedmeg.rollout.cpu_engine replaces in this process."""
+    from vllm.v1.engine.logprobs import LogprobsProcessor
+    from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
+
+    from qedmeg.rollout import cpu_engine
+
+    TopKTopPSampler.forward_cpu = cpu_engine.sample_by_vllm
+    LogprobsProcessor._update_sample_logprobs = cpu_engine.add_logprobs_by_vllm
 
 
 def highest_rate() -> float:
