@@ -34,7 +34,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-slurm: $(READY)
 	$(BIN)/python tests/slurm/cluster.py $(BIN)/python -m pytest tests/slurm/two_nodes.py
