@@ -1,5 +1,4 @@
-"""An engine for rollouts on a CPU with what qedmeg.rollout.cpu_engine and decode_scheduler
-give it, and as vLLM is by itself.
+"""An engine for rollouts on a CPU with qedmeg.rollout's cpu_engine and decode_scheduler, and as vLLM is by itself.
 
     python tests/benchmarks/cpu_engine.py
 

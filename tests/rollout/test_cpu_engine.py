@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-pytestmark = pytest.mark.vllm
-
 
 def _generators(count: int) -> dict[int, torch.Generator]:
     # not in the order of the rows, as after requests have ended
