@@ -1,7 +1,6 @@
-"""Gloo ranks for tests: spawned once a session, since importing torch and Megatron costs more than most tests."""
+"""Gloo ranks for tests, which stay from call to call."""
 
 import gc
-import multiprocessing
 import os
 import signal
 import tempfile
@@ -10,6 +9,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
+
+from tests.forked import processes
 
 DEADLINE = 120.0
 
@@ -24,11 +25,10 @@ class RankPool:
 
     def __call__(self, function: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
         """Run `function(*arguments)` on each rank; its results by rank. A rank's exception is raised here."""
-        context = multiprocessing.get_context("spawn")
         while len(self._workers) < world_size:
-            ours, theirs = context.Pipe()
+            ours, theirs = processes.Pipe()
             # not daemons: Megatron's checkpoint writers are child processes
-            worker = context.Process(target=_work, args=(theirs,), daemon=False)
+            worker = processes.Process(target=_work, args=(theirs,), daemon=False)
             worker.start()
             self._workers.append((worker, ours))
         self._calls += 1
@@ -62,19 +62,12 @@ class RankPool:
 
 
 def _work(pipe: Connection) -> None:
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    import torch
     import torch.distributed as dist
-
-    from qedmeg import device
-
-    torch.set_num_threads(1)
-    device.prepare()
     from megatron.core import parallel_state
+    from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 
-    gc.collect()
-    gc.freeze()
-    frozen = gc.get_freeze_count()
+    for name in ("freeze", "unfreeze"):  # a run's: what it makes is garbage for the next, and imports never are
+        setattr(gc, name, lambda: None)
     while True:
         try:
             function, arguments, rank, world_size, store = pipe.recv()
@@ -92,12 +85,8 @@ def _work(pipe: Connection) -> None:
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
         # Each group has a thread that wakes a hundred times a second: none may stay. Models hold groups, in cycles that
-        # are let go one after the other; a run's answer to signals holds the run.
+        # are let go one after the other; so do the cache of a method, and a run's answer to signals.
+        RotaryEmbedding.forward.cache_clear()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if thawed := gc.get_freeze_count() != frozen:  # by a run
-            gc.unfreeze()
         while gc.collect():
             pass
-        if thawed:
-            gc.freeze()
-            frozen = gc.get_freeze_count()

@@ -9,7 +9,8 @@ from typing import Any, Generic, TypeVar
 
 from qedmeg.chat.account import ANSWERED, CANCELLED, Account, Request, Role, cost_of
 from qedmeg.chat.breaker import Breaker
-from qedmeg.chat.endpoint import Answer, Endpoint, Message, RequestFailed, Usage
+from qedmeg.chat.endpoint import Endpoint
+from qedmeg.chat.message import Answer, Message, RequestFailed, Usage
 from qedmeg.config import EndpointConfig
 from qedmeg.grading.grade import Cost
 

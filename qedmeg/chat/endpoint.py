@@ -6,56 +6,19 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
 import openai
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
+from qedmeg.chat.message import Answer, Message, RequestFailed, Usage
 from qedmeg.config import EndpointConfig
 from qedmeg.errors import UserError
 
 NO_KEY = "none"  # for servers that ask for none; the client wants something to send
 MAX_REASON_CHARS = 300
 _RETRIED_STATUS = frozenset({408, 409, 425, 429})  # and all from 500 on
-
-
-class Usage(BaseModel):
-    """Tokens that the server counted."""
-
-    prompt_tokens: int = Field(ge=0)
-    completion_tokens: int = Field(ge=0)
-
-
-@dataclass(frozen=True)
-class Message:
-    """One turn of a conversation."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a model said."""
-
-    content: str
-    """Its message, which may hold its thinking where the server leaves it there."""
-    thinking: str
-    """What it thought before, where the server keeps the two apart."""
-    cut_off: bool
-    """Whether it ended at the most tokens that were allowed."""
-    usage: Usage | None
-
-
-class RequestFailed(Exception):
-    """A request without an answer: `kind` in two words, the message what was said. `usage` where the server told."""
-
-    def __init__(
-        self, kind: str, reason: str, *, retried: bool = True, retry_after: float = 0.0, usage: Usage | None = None
-    ) -> None:
-        super().__init__(reason)
-        self.kind, self.retried, self.retry_after, self.usage = kind, retried, retry_after, usage
 
 
 class Endpoint:

@@ -6,7 +6,7 @@ import json
 
 from qedmeg.chat.account import Account
 from qedmeg.chat.client import Client, GaveUpError
-from qedmeg.chat.endpoint import Answer
+from qedmeg.chat.message import Answer
 from qedmeg.config import EndpointConfig
 from qedmeg.reasoning.call import Call, CallLog, ModelFailedError, Reply
 from qedmeg.thinking import split_thinking

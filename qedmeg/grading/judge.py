@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from qedmeg.chat.account import Account
 from qedmeg.chat.client import Client, GaveUpError, UnusableAnswerError
-from qedmeg.chat.endpoint import Answer, Message
+from qedmeg.chat.message import Answer, Message
 from qedmeg.config import JudgeConfig
 from qedmeg.grading.cache import GradeCache
 from qedmeg.grading.grade import Cost, Failed, Grade, Graded, ItemGrade

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from qedmeg.chat.endpoint import Message as Message
+from qedmeg.chat.message import Message as Message
 from qedmeg.grading.grade import Cost
 
 

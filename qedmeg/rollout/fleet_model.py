@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qedmeg.chat.account import cost_of
-from qedmeg.chat.endpoint import Message
+from qedmeg.chat.message import Message
 from qedmeg.data.chat import Conversation, opens_thought, tokenise_prompts
 from qedmeg.data.tokenizer import Tokenizer
 from qedmeg.errors import UserError

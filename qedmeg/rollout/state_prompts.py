@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from qedmeg.chat.endpoint import Message
+from qedmeg.chat.message import Message
 from qedmeg.config_rc import CacheConfig
 from qedmeg.config_rl import ProblemConfig, RolloutConfig
 from qedmeg.data.chat import Conversation, control_token, tokenise_prompts

@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from qedmeg.chat.endpoint import Message
+from qedmeg.chat.message import Message
 from qedmeg.chat.model import ServedModel
 from qedmeg.config import EndpointConfig
 from qedmeg.reasoning.call import Call, Reply

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import pytest
 from pydantic import ValidationError
 
-from qedmeg.chat.endpoint import Endpoint, RequestFailed, _retry_after
+from qedmeg.chat.endpoint import Endpoint, _retry_after
+from qedmeg.chat.message import RequestFailed
 from qedmeg.config import GraderConfig, JudgeConfig
 from qedmeg.errors import UserError
 from qedmeg.grading.cache import GradeCache

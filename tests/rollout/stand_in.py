@@ -4,7 +4,6 @@ How an engine dies between two given buckets cannot be had from vLLM, nor an eng
 """
 
 import ctypes
-import multiprocessing
 import os
 import signal
 import threading
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from tests.forked import processes
 from tests.rollout.transfer_ends import PipeControl, serve
 
 
@@ -134,7 +134,7 @@ class StandIn:
         self.folder.mkdir()
         path = str(self.folder / "socket")
         self.control = PipeControl(name, workers, path)
-        self.process = multiprocessing.get_context("forkserver").Process(
+        self.process = processes.Process(
             target=host_stand_in, args=(path, workers, behaviour or Behaviour(), self.folder)
         )
         self.process.start()

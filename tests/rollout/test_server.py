@@ -52,7 +52,9 @@ def test_generation_and_a_change_of_weights_in_flight(vllm_server: str, models: 
 
     async def weights_change(fleet: RemoteFleet) -> None:
         requests, found = policies.batch(24), {}
-        async with aclosing(fleet.generate(requests, policies.sampling())) as samples:
+        # of one length: those that wait for the first 16 to end have most of theirs before them then
+        how = policies.sampling(max_tokens=250, stop_ids=())
+        async with aclosing(fleet.generate(requests, how)) as samples:
             async for index, sample in samples:
                 found[index] = sample
                 if len(found) == 4:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qedmeg.chat.endpoint import Message
+from qedmeg.chat.message import Message
 from qedmeg.config import EndpointConfig
 from qedmeg.grading.grade import Cost
 from qedmeg.reasoning.call import ModelFailedError, Reply
