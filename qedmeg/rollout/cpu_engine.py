@@ -57,7 +57,6 @@ def fused_add_rms_norm(
 
 
 sample_by_vllm = TopKTopPSampler.forward_cpu
-_seeds: WeakKeyDictionary[torch.Generator, Iterator[int]] = WeakKeyDictionary()
 
 
 def sample(
@@ -77,17 +76,24 @@ def sample(
     elif self.logprobs_mode == "processed_logprobs":
         told = logits.log_softmax(dim=-1, dtype=torch.float32)
     rows = len(logits)
-    seeds = torch.randint(0, 2**31, (rows,)).tolist() if len(generators) < rows else [0] * rows
+    drawn = torch.randint(0, 2**31, (rows,)).tolist() if len(generators) < rows else [0] * rows
     for row, generator in generators.items():
-        drawn = _seeds.get(generator)
-        if drawn is None:
-            drawn = _seeds[generator] = _draw(generator)
-        seeds[row] = next(drawn)
-    return torch.ops._C.fused_gumbel_argmax(logits.float(), torch.tensor(seeds)), told
+        drawn[row] = next(seeds(generator))
+    return torch.ops._C.fused_gumbel_argmax(logits.float(), torch.tensor(drawn)), told
+
+
+_seeds: WeakKeyDictionary[torch.Generator, Iterator[int]] = WeakKeyDictionary()
+
+
+def seeds(generator: torch.Generator) -> Iterator[int]:
+    """The numbers that vLLM would draw of a request's generator one by one, from where they were left."""
+    drawn = _seeds.get(generator)
+    if drawn is None:
+        drawn = _seeds[generator] = _draw(generator)
+    return drawn
 
 
 def _draw(generator: torch.Generator) -> Iterator[int]:
-    """The numbers that vLLM draws of it one by one."""
     own = generator.clone_state()  # `_seeds` would keep alive for ever what its values refer to
     while True:
         yield from torch.randint(0, 2**31, (SEEDS_AT_A_TIME,), generator=own).tolist()

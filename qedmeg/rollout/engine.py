@@ -25,6 +25,11 @@ CPU_ENVIRONMENT = {
 """Of a process with vLLM, from its start."""
 CPU_KERNELS = "qedmeg"
 """What `qedmeg.rollout.cpu_engine` calls its kernels in vLLM."""
+BURSTS = {
+    "scheduler_cls": "qedmeg.rollout.decode_scheduler.DecodeScheduler",
+    "worker_cls": "qedmeg.rollout.decode_worker.DecodeWorker",
+}
+"""What an engine for rollouts is told on a CPU, as keywords of vLLM's LLM."""
 SHARE_OF_A_SHARED_GPU = 0.3  # of its memory, for an engine on a GPU that the trainer computes on
 _IN_PROCESS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process: no second start-up
@@ -221,8 +226,8 @@ class RolloutEngine:
 
     def __init__(self, model: Path, options: dict[str, Any]) -> None:
         """Start the engine; `options` are those of `rollout_options`. It has no weights yet."""
-        scheduler = {} if device.has_gpu() else {"scheduler_cls": "qedmeg.rollout.decode_scheduler.DecodeScheduler"}
-        self._llm = _start(model, **{"async_scheduling": False, "seed": 0, **scheduler, **options})
+        bursts = {} if device.has_gpu() else BURSTS
+        self._llm = _start(model, **{"async_scheduling": False, "seed": 0, **bursts, **options})
         self._engine = self._llm.llm_engine
         self._batch: Sequence[Request] = ()
 
@@ -249,7 +254,7 @@ class RolloutEngine:
         return bool(self._engine.has_unfinished_requests())
 
     def step(self) -> list[tuple[int, Sample]]:
-        """Generate one more token of each request: the samples that are complete, each with its request's index.
+        """Generate some more tokens of each request: the samples that are complete, each with its request's index.
 
         Raises `ValueError` as `make_sample` does.
         """

@@ -38,6 +38,7 @@ LONGEST_PROMPT, LONGEST_ANSWER = 40, 130
 BY_ITSELF = {
     "ir_op_priority": {"rms_norm": ["native"], "fused_add_rms_norm": ["native"]},
     "scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler",
+    "worker_cls": "auto",
 }
 
 

@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from qedmeg.rollout.engine import Request, sampling_settings
+from qedmeg.rollout.sample import Sampling
+
 
 def _generators(count: int) -> dict[int, torch.Generator]:
     # not in the order of the rows, as after requests have ended
@@ -70,3 +73,33 @@ def test_logprobs_of_many_tokens_are_kept_as_vllm_keeps_them(flat):
         assert len(processor.logprobs) == 6
         kept.append((list(processor.logprobs), processor.logprobs, processor.cumulative_logprob))
     assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize(
+    ("changed", "plain"),
+    [
+        ({}, True),
+        ({"temperature": 0.7, "stop_token_ids": [1, 2]}, True),
+        ({"temperature": 0.0}, False),
+        ({"seed": None}, False),
+        ({"top_p": 0.9}, False),
+        ({"top_k": 5}, False),
+        ({"min_p": 0.1}, False),
+        ({"min_tokens": 3}, False),
+        ({"logprobs": 2}, False),
+        ({"logprobs": None}, False),
+        ({"prompt_logprobs": 0}, False),
+        ({"logit_bias": {3: 1.0}}, False),
+        ({"repetition_penalty": 1.1}, False),
+        ({"presence_penalty": 0.1}, False),
+        ({"bad_words": ["a"]}, False),
+        ({"allowed_token_ids": [1, 2]}, False),
+    ],
+)
+def test_bursts_are_of_requests_that_nothing_but_a_temperature_changes(changed, plain):
+    from vllm import SamplingParams
+
+    from qedmeg.rollout.decode_worker import is_plain
+
+    asked = sampling_settings(Sampling(1.0, 100, (7,), 0), Request(np.array([1], dtype=np.int32), 3))
+    assert is_plain(SamplingParams(**(asked | changed))) == plain

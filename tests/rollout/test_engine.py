@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import aclosing
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -143,11 +144,16 @@ def test_samples_come_as_they_finish(fleet: LocalFleet, runner: asyncio.Runner) 
         async with aclosing(fleet.generate(requests, policies.sampling())) as samples:
             return {index: len(sample.tokens_T) async for index, sample in samples}
 
-    lengths = runner.run(scene())
+    lengths, in_order = runner.run(scene()), []
     for part in deal_out(requests, 2):
         of_one_engine = [length for index, length in lengths.items() if index in part]
-        assert of_one_engine == sorted(of_one_engine)
+        # some tokens at a time, among which they have no order
+        assert all(
+            longest - length < 16 for longest, length in zip(accumulate(of_one_engine, max), of_one_engine, strict=True)
+        )
         assert of_one_engine[0] < of_one_engine[-1]
+        in_order.append(of_one_engine == sorted(of_one_engine))
+    assert not all(in_order), "no burst of more than one token"
 
 
 def test_a_prompt_goes_to_one_engine() -> None:
