@@ -116,12 +116,11 @@ async def served(source: ModelSource, logs: Path) -> AsyncIterator[ServedModel]:
     thinks = opens_thought(load_tokenizer(source.folder))
     name = f"{source.name}-{source.weights[:8]}"
     max_length = local.max_length or context
-    options = hardware_options(kv_cache_gib=local.kv_cache_gib) | seeded_options(max_length)
+    options = hardware_options(tp=local.tp, kv_cache_gib=local.kv_cache_gib) | seeded_options(max_length)
     options |= {
         "generation_config": "vllm",  # the settings say all about sampling, not the folder
         "max_model_len": max_length,
         "max_num_seqs": local.concurrency,
-        "tensor_parallel_size": local.tp,
     }
     logs.mkdir(parents=True, exist_ok=True)
     with closing(ServerProcess(source.folder, options, logs / f"vllm_{source.name}.log", chat=name)) as process:

@@ -25,6 +25,9 @@ CPU_ENVIRONMENT = {
 """Of a process with vLLM, from its start."""
 CPU_KERNELS = "qedmeg"
 """What `qedmeg.rollout.cpu_engine` calls its kernels in vLLM."""
+WITHOUT_WORKERS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+"""What runs a model on one rank. By its short name a CPU's server would give it a process of its own all the same, for
+threads that vLLM binds to cores, which ours leaves alone; to start that takes as long as the server itself."""
 BURSTS = {
     "scheduler_cls": "qedmeg.rollout.decode_scheduler.DecodeScheduler",
     "worker_cls": "qedmeg.rollout.decode_worker.DecodeWorker",
@@ -64,18 +67,20 @@ class Request:
 
 
 def hardware_options(
-    *, fp32: bool = False, kv_cache_gib: float | None = None, shares_gpu: bool = False
+    *, tp: int = 1, fp32: bool = False, kv_cache_gib: float | None = None, shares_gpu: bool = False
 ) -> dict[str, Any]:
     """What vLLM is told for the sake of the device, as keywords of its LLM. It computes in the model's precision, on
     CPU or where asked for in fp32. With `shares_gpu`, something else computes on its GPU too."""
-    options: dict[str, Any] = {"dtype": "float32"} if fp32 else {}
+    options: dict[str, Any] = {"tensor_parallel_size": tp} | ({"dtype": "float32"} if fp32 else {})
     if not device.has_gpu():
-        options = {
+        options |= {
             "dtype": "float32",
             "enforce_eager": True,
             "kv_cache_memory_bytes": KV_CACHE_BYTES,
             "ir_op_priority": {"rms_norm": [CPU_KERNELS], "fused_add_rms_norm": [CPU_KERNELS]},
         }
+        if tp == 1:
+            options["distributed_executor_backend"] = WITHOUT_WORKERS
     elif shares_gpu:
         options["gpu_memory_utilization"] = SHARE_OF_A_SHARED_GPU
     if kv_cache_gib is not None:
@@ -105,7 +110,7 @@ def rollout_options(
 ) -> dict[str, Any]:
     """What an engine for rollouts is started with, as keywords of vLLM's LLM, which are its server's flags too."""
     return {
-        **hardware_options(kv_cache_gib=kv_cache_gib, shares_gpu=shares_gpu),
+        **hardware_options(tp=tp, kv_cache_gib=kv_cache_gib, shares_gpu=shares_gpu),
         **seeded_options(max_length),
         # importing the worker's extension gives vLLM the backend that it lacks
         "weight_transfer_config": {"backend": "qedmeg"},
@@ -116,7 +121,6 @@ def rollout_options(
         "skip_tokenizer_init": True,
         "max_model_len": max_length,
         "max_num_seqs": concurrency,
-        "tensor_parallel_size": tp,
     }
 
 

@@ -1,4 +1,4 @@
-"""An engine for rollouts on a CPU with qedmeg.rollout's cpu_engine and decode_scheduler, and as vLLM is by itself.
+"""An engine for rollouts on a CPU as qedmeg starts vLLM (qedmeg/rollout: cpu_engine, decode_*), and as it is by itself.
 
     python tests/benchmarks/cpu_engine.py
 

@@ -15,6 +15,7 @@ from qedmeg.chat.message import Message
 from qedmeg.config import EndpointConfig
 from qedmeg.grading.grade import Cost
 from qedmeg.reasoning.call import ModelFailedError, Reply
+from qedmeg.rollout.engine import WITHOUT_WORKERS
 from qedmeg.rollout.server import environment, free_port
 from qedmeg.rollout.summariser import ServedSummariser
 from tests.rollout.collecting import Setting, check, make_setting, query, running
@@ -35,7 +36,7 @@ def server(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     command = [sys.executable, "-m", "qedmeg.rollout.server_main", "--model", str(setting.model)]
     command += ["--served-model-name", "summariser", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
     command += ["--max-model-len", "4096", "--enforce-eager", "--generation-config", "vllm"]
-    command += ["--kv-cache-memory-bytes", str(2**28)]
+    command += ["--kv-cache-memory-bytes", str(2**28), "--distributed-executor-backend", WITHOUT_WORKERS]
     with log.open("wb") as file:
         process = subprocess.Popen(command, env=environment(), stdout=file, stderr=file, start_new_session=True)
     try:
