@@ -43,15 +43,15 @@ class Weights:
         for prompt, logprobs in zip(PROMPTS, told, strict=True):
             np.testing.assert_allclose(logprobs, self.logprobs(path, prompt), rtol=0, atol=TOLERANCE)
 
-    def check_greedy(self, path: Path, told: list[tuple[list[int], list[float]]]) -> None:
+    def check_answers(self, path: Path, told: list[tuple[list[int], list[float]]]) -> None:
         for prompt, (tokens, logprobs) in zip(PROMPTS, told, strict=True):
             expected = self.logprobs(path, prompt + tokens)[len(prompt) - 1 :]
             np.testing.assert_allclose(logprobs, expected, rtol=0, atol=TOLERANCE)
 
 
 def _ask(engine: PipeControl) -> Any:
-    """Logprobs of the prompts, and a generation, which would find the prompts' keys and values in a stale cache."""
-    return engine.call("logprobs", PROMPTS), engine.call("greedy", PROMPTS, 8)
+    """Logprobs of the prompts, and generations, which would find the prompts' keys and values in a stale cache."""
+    return engine.call("logprobs", PROMPTS), engine.call("greedy", PROMPTS, 8), engine.call("sampled", PROMPTS, 40)
 
 
 def check_in_process(ranks: Any, engine: PipeControl, weights: Weights) -> None:
@@ -60,9 +60,10 @@ def check_in_process(ranks: Any, engine: PipeControl, weights: Weights) -> None:
     sizes = {"tp": 2, "sp": True}
     first, second = ranks(send_each, 2, folders, sizes, [engine], CALL_SECONDS, 1, _ask)
     for number, (folder, report, told) in enumerate(zip(folders, *first, strict=True), 1):
-        logprobs, greedy = told[engine.name]
+        logprobs, *answers = told[engine.name]
         weights.check(folder, logprobs)
-        weights.check_greedy(folder, greedy)
+        for of_one_kind in answers:
+            weights.check_answers(folder, of_one_kind)
         assert (report.version, report.received, report.lost) == (number, (engine.name,), {})
         assert report.bytes == sum(tensor.nbytes for tensor in load_file(folder / "model.safetensors").values())
         assert 0 < report.fixed_seconds < report.seconds
@@ -90,7 +91,7 @@ def check_over_http(ranks: Any, engine: HttpControl, weights: Weights) -> None:
     for version, folder in ((1, weights.b), (2, weights.a)):
         _send(ranks, engine, folder, version)
         weights.check(folder, engine.logprobs(PROMPTS))
-        weights.check_greedy(folder, engine.greedy(PROMPTS, 8))
+        weights.check_answers(folder, engine.greedy(PROMPTS, 8))
 
 
 def check_in_flight(ranks: Any, engine: HttpControl, weights: Weights) -> None:

@@ -130,10 +130,17 @@ class _Engine(RolloutEngine):
     """The engine of the rollout process, and what the tests ask of it besides."""
 
     def greedy(self, prompts: list[list[int]], tokens: int) -> list[tuple[list[int], list[float]]]:
+        return self._answers(prompts, tokens, temperature=0.0)
+
+    def sampled(self, prompts: list[list[int]], tokens: int) -> list[tuple[list[int], list[float]]]:
+        """As rollouts are."""
+        return self._answers(prompts, tokens, temperature=1.0, seed=1)
+
+    def _answers(self, prompts: list[list[int]], tokens: int, **sampling: float) -> list[tuple[list[int], list[float]]]:
         from vllm import SamplingParams
 
         asked: list[Any] = [{"prompt_token_ids": prompt} for prompt in prompts]
-        settings = SamplingParams(max_tokens=tokens, temperature=0.0, logprobs=0, ignore_eos=True, detokenize=False)
+        settings = SamplingParams(max_tokens=tokens, logprobs=0, ignore_eos=True, detokenize=False, **sampling)
         choices = [output.outputs[0] for output in self._llm.generate(asked, settings, use_tqdm=False)]
         return [
             (list(c.token_ids), [told[t].logprob for t, told in zip(c.token_ids, c.logprobs, strict=True)])
