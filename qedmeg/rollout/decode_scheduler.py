@@ -135,10 +135,9 @@ class DecodeScheduler(Scheduler):
         needing, begun, size = [], 0, self.block_size
         for place, request in enumerate(self.running):
             within = request.num_computed_tokens % size
-            begins = within == 0 or within + length > size
-            if begins or within == size - 1 or within < BURST:
+            if within < length or within + length >= size:  # the last burst may have filled a block, or this one does
                 needing.append(place)
-                begun += begins
+                begun += within == 0 or within + length > size
         return needing if begun <= self.kv_cache_manager.block_pool.get_num_free_blocks() else None
 
     def update_from_output(

@@ -5,7 +5,7 @@ takes less (tests/benchmarks/cpu_engine.py). A burst asks for several tokens of 
 step is done anew for them but what the model needs: tokens, positions, places in the cache, and samples.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import compress
 from typing import Any
 
@@ -59,7 +59,7 @@ class DecodeWorker(CPUWorker):
             return output
         with torch.inference_mode():
             more = _go_on(self.model_runner, state.scheduler_output, output)
-        return BurstOutput(**{one.name: getattr(output, one.name) for one in fields(output)}, more=more)
+        return BurstOutput(**vars(output), more=more)
 
 
 def _go_on(runner: CPUModelRunner, burst: Burst, output: ModelRunnerOutput) -> dict[str, tuple[list[int], list[float]]]:

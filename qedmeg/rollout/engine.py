@@ -69,8 +69,8 @@ class Request:
 def hardware_options(
     *, tp: int = 1, fp32: bool = False, kv_cache_gib: float | None = None, shares_gpu: bool = False
 ) -> dict[str, Any]:
-    """What vLLM is told for the sake of the device, as keywords of its LLM. It computes in the model's precision, on
-    CPU or where asked for in fp32. With `shares_gpu`, something else computes on its GPU too."""
+    """What vLLM is told for the sake of the device, as keywords of its LLM on `tp` ranks. It computes in the model's
+    precision, on CPU or where asked for in fp32. With `shares_gpu`, something else computes on its GPU too."""
     options: dict[str, Any] = {"tensor_parallel_size": tp} | ({"dtype": "float32"} if fp32 else {})
     if not device.has_gpu():
         options |= {
