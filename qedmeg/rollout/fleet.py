@@ -47,7 +47,8 @@ class Fleet(Protocol):
 
         Raises:
             UserError: a prompt does not fit the engines' context together with `sampling.max_tokens`.
-            NoEngine: none has answered for rollout.generate_seconds, or a request took that long twice.
+            NoEngine: none has answered for rollout.generate_seconds, or a request took that long twice, or failed at
+                engines that are well otherwise.
         """
 
     def live(self) -> list[tuple[str, int]]:

@@ -5,6 +5,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,38 +13,30 @@ import numpy as np
 from qedmeg.config_rl import RolloutConfig
 from qedmeg.errors import UserError
 from qedmeg.rollout.engine import Request, require_fit
+from qedmeg.rollout.member import Member
 from qedmeg.rollout.protocol import EngineLost
 from qedmeg.rollout.sample import Sample, Sampling
-from qedmeg.rollout.server import EngineRefused, Server, ServerProcess, Transfer, wait_until_up
+from qedmeg.rollout.server import BadAnswer, EngineRefused, Server, ServerProcess, Transfer, wait_until_up
 
 SECONDS_BETWEEN_PROBES = 3.0
-SECONDS_BETWEEN_RESTARTS = 60.0
 SECONDS_BETWEEN_LINES = 10.0
+FAILURES = 3
+"""So often may a request fail at servers that are well."""
 
 logger = logging.getLogger(__name__)
 
 
 class NoEngine(Exception):
-    """No engine answers, or none in time; the message names them."""
+    """No engine answers, or none in time, or none what it is asked; the message names them."""
 
 
-class _Member:
-    """A server of the fleet and what is known of it."""
+@dataclass(frozen=True)
+class _Turn:
+    """A request that waits for a server."""
 
-    def __init__(self, server: Server, process: ServerProcess | None) -> None:
-        self.server, self.process = server, process
-        self.name = server.address
-        self.workers = 1
-        self.gpus: Sequence[str] = ()
-        self.lost: str | None = "it has not answered yet"
-        """Why nothing is asked of it; None while it answers."""
-        self.lost_since = self.started = time.monotonic()
-        self.version: int | None = None
-        """Of the weights that this run has sent to it; None: not all of them arrived."""
-        self.under_way = 0
-        self.tasks: set[asyncio.Task[Sample]] = set()
-        self.lock = asyncio.Lock()
-        """Held by whoever pauses it, sends it weights or asks how it is: it answers one of them at a time."""
+    server: "asyncio.Future[Member]"
+    failed_at: Sequence[Member]
+    """It has failed at these: it goes to another, where there is one."""
 
 
 class RemoteFleet:
@@ -64,8 +57,8 @@ class RemoteFleet:
         self._config, self._max_length = config, max_length
         self._addresses, self._starters = addresses, starters
         self._probe_seconds = probe_seconds
-        self._members: list[_Member] = []
-        self._waiting: deque[asyncio.Future[_Member]] = deque()
+        self._members: list[Member] = []
+        self._waiting: deque[_Turn] = deque()
         self._version: int | None = None
         self._paused = True
         self._watchers: list[asyncio.Task[None]] = []
@@ -73,8 +66,8 @@ class RemoteFleet:
     async def start(self) -> None:
         for start in self._starters:
             process = start()
-            self._members.append(_Member(Server(process.address), process))
-        self._members += [_Member(Server(address), None) for address in self._addresses]
+            self._members.append(Member(Server(process.address), process))
+        self._members += [Member(Server(address), None) for address in self._addresses]
         try:
             await asyncio.gather(*(self._begin(member) for member in self._members))
             if not self.live():
@@ -85,7 +78,7 @@ class RemoteFleet:
         self._watchers = [asyncio.create_task(self._watch(member)) for member in self._members]
         self._watchers.append(asyncio.create_task(self._watch_waiting()))
 
-    async def _begin(self, member: _Member) -> None:
+    async def _begin(self, member: Member) -> None:
         try:
             await wait_until_up(member.server, member.process, self._config.start_seconds)
         except UserError as error:
@@ -99,7 +92,7 @@ class RemoteFleet:
         except EngineLost as error:
             member.lost = error.reason
 
-    async def _admit(self, member: _Member) -> None:
+    async def _admit(self, member: Member) -> None:
         """Take a server in that answers, after it was seen to be of use."""
         try:
             member.workers, context = await member.server.describe(self._probe_seconds)
@@ -136,14 +129,27 @@ class RemoteFleet:
     async def _answer(self, index: int, request: Request, sampling: Sampling) -> tuple[int, Sample]:
         """The one answer to a request, of whichever server gives it first. It is with one server at a time."""
         seconds, last, timeouts = self._config.generate_seconds, not request.ahead, 0
+        failed_at: list[Member] = []
         while True:
-            member = await self._take(last)
+            member = await self._take(last, failed_at)
             last = False
             started = time.monotonic()
             task = asyncio.create_task(member.server.generate(request, sampling, seconds))
             member.tasks.add(task)
             try:
                 return index, await task
+            except BadAnswer as error:
+                if not await self._is_well(member, error.reason):
+                    continue
+                last = True
+                failed_at.append(member)
+                if len(failed_at) == FAILURES:
+                    raise NoEngine(
+                        f"the request in place {index} of those asked for together, with a prompt of "
+                        f"{len(request.prompt_P)} tokens and seed {request.seed}, failed {FAILURES} times at servers "
+                        f"that are well otherwise, {', '.join(one.name for one in failed_at)}; the last time: "
+                        f"{error.reason}"
+                    ) from None
             except EngineLost as error:
                 self._lose(member, error.reason)
                 timeouts += time.monotonic() - started >= seconds
@@ -160,42 +166,77 @@ class RemoteFleet:
                 member.tasks.discard(task)
                 self._free(member)
 
-    async def _take(self, last: bool) -> _Member:
+    async def _is_well(self, member: Member, failure: str) -> bool:
+        """Whether a server at which a request has failed answers its probe and has the weights that it should have, so
+        that the failure is the request's. If it does not answer, it is lost."""
+        async with member.lock:
+            if member.lost is not None:
+                return False
+            try:
+                await self._probe(member)
+            except (EngineLost, EngineRefused) as error:
+                self._lose(member, f"{failure}; {_reason(error)}")
+                member.give_up()
+            if not self._is_ready(member):
+                return False
+        now = time.monotonic()
+        if member.failure_told is None or now - member.failure_told > SECONDS_BETWEEN_LINES:
+            member.failure_told = now
+            logger.warning(
+                "a request failed at the vLLM server at %s, which is well otherwise: %s", member.name, failure
+            )
+        return True
+
+    async def _probe(self, member: Member) -> None:
+        """Raises where a server does not answer, or has not the weights that it was sent."""
+        await member.server.health(self._probe_seconds)
+        told = await member.server.weight_version(self._probe_seconds)
+        if member.version is not None and told != f"{member.version}":
+            raise EngineLost(member.name, "it was started anew and has no weights")
+
+    async def _take(self, last: bool, failed_at: Sequence[Member]) -> Member:
         """A server with room for one more request, which is counted already. It goes `last` of those that wait, but who
         was interrupted or is urgent first."""
-        future = asyncio.get_running_loop().create_future()
+        turn = _Turn(asyncio.get_running_loop().create_future(), failed_at)
         if last:
-            self._waiting.append(future)
+            self._waiting.append(turn)
         else:
-            self._waiting.appendleft(future)
+            self._waiting.appendleft(turn)
         self._dispatch()
         try:
-            return await future
+            return await turn.server
         except asyncio.CancelledError:
-            if future.done() and not future.cancelled():
-                self._free(future.result())
+            if turn.server.done() and not turn.server.cancelled():
+                self._free(turn.server.result())
             raise
 
-    def _free(self, member: _Member) -> None:
+    def _free(self, member: Member) -> None:
         member.under_way -= 1
         self._dispatch()
 
     def _dispatch(self) -> None:
         """Give servers that have room to the requests that wait, in their order."""
+        passed_over: list[_Turn] = []
         while self._waiting and not self._paused:
-            room = [m for m in self._members if self._is_ready(m) and m.under_way < self._config.concurrency]
-            if not room:
-                return
-            future = self._waiting.popleft()
-            if not future.done():
-                member = min(room, key=lambda m: m.under_way)
+            ready = [member for member in self._members if self._is_ready(member)]
+            if all(member.under_way >= self._config.concurrency for member in ready):
+                break
+            turn = self._waiting.popleft()
+            if turn.server.done():
+                continue
+            others = [member for member in ready if member not in turn.failed_at] or ready
+            member = min(others, key=lambda m: m.under_way)
+            if member.under_way < self._config.concurrency:
                 member.under_way += 1
-                future.set_result(member)
+                turn.server.set_result(member)
+            else:
+                passed_over.append(turn)
+        self._waiting.extendleft(reversed(passed_over))
 
-    def _has_weights(self, member: _Member) -> bool:
+    def _has_weights(self, member: Member) -> bool:
         return self._version is not None and member.version == self._version
 
-    def _is_ready(self, member: _Member) -> bool:
+    def _is_ready(self, member: Member) -> bool:
         return member.lost is None and self._has_weights(member)
 
     def live(self) -> list[tuple[str, int]]:
@@ -210,7 +251,7 @@ class RemoteFleet:
     async def pause(self) -> None:
         self._paused = True
 
-        async def pause(member: _Member) -> None:
+        async def pause(member: Member) -> None:
             await member.server.pause(self._config.transfer_seconds)
 
         await self._each_live(pause)
@@ -219,9 +260,9 @@ class RemoteFleet:
         self._version = version
         for member in self._members:
             if not self._is_ready(member):
-                _give_up(member)  # what it was asked before would be answered with old weights, or never
+                member.give_up()  # what it was asked before would be answered with old weights, or never
 
-        async def resume(member: _Member) -> None:
+        async def resume(member: Member) -> None:
             if self._has_weights(member):
                 await member.server.resume(self._config.transfer_seconds)
 
@@ -229,15 +270,15 @@ class RemoteFleet:
         self._paused = False
         self._dispatch()
 
-    async def _each_live(self, do: Callable[[_Member], Any]) -> None:
-        async def one(member: _Member) -> None:
+    async def _each_live(self, do: Callable[[Member], Any]) -> None:
+        async def one(member: Member) -> None:
             async with member.lock:
                 if member.lost is None:
                     try:
                         await do(member)
                     except (EngineLost, EngineRefused) as error:
                         self._lose(member, str(error))
-                        _give_up(member)
+                        member.give_up()
 
         await asyncio.gather(*map(one, self._members))
 
@@ -251,9 +292,8 @@ class RemoteFleet:
             try:
                 await member.server.transfer(method, info, self._config.transfer_seconds)
             except (EngineLost, EngineRefused) as error:
-                reason = error.reason if isinstance(error, EngineLost) else str(error)
-                self._lose(member, reason)
-                raise EngineLost(name, reason) from None
+                self._lose(member, _reason(error))
+                raise EngineLost(name, _reason(error)) from None
             if method == "finish_update":
                 member.version = int(info["version"])
 
@@ -265,13 +305,13 @@ class RemoteFleet:
             self._lose(member, error.reason)
             raise
 
-    def _member(self, name: str) -> _Member:
+    def _member(self, name: str) -> Member:
         for member in self._members:
             if member.name == name:
                 return member
         raise EngineLost(name, "there is no such engine")
 
-    def _lose(self, member: _Member, reason: str) -> None:
+    def _lose(self, member: Member, reason: str) -> None:
         """Ask nothing more of a server until it answers a probe. What it still has may yet be answered."""
         if member.lost is None:
             member.lost_since = time.monotonic()
@@ -285,26 +325,35 @@ class RemoteFleet:
             )
         member.lost = reason
 
-    async def _watch(self, member: _Member) -> None:
-        """Probe a server for ever."""
+    async def _watch(self, member: Member) -> None:
+        """Probe a server for ever, whatever goes wrong."""
         while True:
             await asyncio.sleep(SECONDS_BETWEEN_PROBES)
             async with member.lock:
                 try:
-                    await member.server.health(self._probe_seconds)
-                    if member.lost is None:
-                        told = await member.server.weight_version(self._probe_seconds)
-                        if member.version is not None and told != f"{member.version}":
-                            raise EngineLost(member.name, "it was started anew and has no weights")
-                    else:
-                        await self._admit(member)
-                        waits = "" if self._has_weights(member) else "; it waits for weights"
-                        seconds = time.monotonic() - member.lost_since
-                        logger.warning("the vLLM server at %s is back after %.0f s%s", member.name, seconds, waits)
-                except (EngineLost, EngineRefused, UserError) as error:
-                    self._lose(member, error.reason if isinstance(error, EngineLost) else str(error))
-                    _give_up(member)
-                    _restart(member)
+                    await self._look_after(member)
+                except Exception as error:
+                    if not isinstance(error, (EngineLost, EngineRefused, UserError)):
+                        logger.info("the vLLM server at %s", member.name, exc_info=True)
+                    self._lose(member, _reason(error))
+                    member.give_up()
+
+    async def _look_after(self, member: Member) -> None:
+        """Raises why a server is lost. One that was lost is taken back once it answers, and started again where its
+        process has ended."""
+        if member.lost is None:
+            await self._probe(member)
+            return
+        try:
+            member.restart()
+        except OSError as error:
+            logger.warning("the vLLM server at %s cannot be started again: %s", member.name, error)
+            raise
+        await member.server.health(self._probe_seconds)
+        await self._admit(member)
+        waits = "" if self._has_weights(member) else "; it waits for weights"
+        seconds = time.monotonic() - member.lost_since
+        logger.warning("the vLLM server at %s is back after %.0f s%s", member.name, seconds, waits)
 
     async def _watch_waiting(self) -> None:
         """Say for which servers requests wait, and give them up when that lasts too long."""
@@ -321,9 +370,9 @@ class RemoteFleet:
             if now - since > self._config.generate_seconds:
                 told = f"no vLLM server for rollout.generate_seconds {self._config.generate_seconds:g}: {self._told()}"
                 while self._waiting:
-                    future = self._waiting.popleft()
-                    if not future.done():
-                        future.set_exception(NoEngine(told))
+                    turn = self._waiting.popleft()
+                    if not turn.server.done():
+                        turn.server.set_exception(NoEngine(told))
 
     def _told(self) -> str:
         """Every server and what is wrong with it."""
@@ -338,16 +387,7 @@ class RemoteFleet:
         await asyncio.gather(*ending)
 
 
-def _give_up(member: _Member) -> None:
-    """Take what a server was asked from it, for others."""
-    for task in member.tasks:
-        task.cancel()
-
-
-def _restart(member: _Member) -> None:
-    """Start a server of this machine again that has ended, though not again and again."""
-    ended = member.process.ended() if member.process else None
-    if member.process and ended and time.monotonic() - member.started > SECONDS_BETWEEN_RESTARTS:
-        logger.warning("%s\nit is started again", ended)
-        member.started = time.monotonic()
-        member.process.start()
+def _reason(error: Exception) -> str:
+    if isinstance(error, EngineLost):
+        return error.reason
+    return str(error) if isinstance(error, (EngineRefused, UserError)) else f"{type(error).__name__}: {error}"

@@ -40,6 +40,11 @@ class EngineRefused(Exception):
     """An engine answers that what it was asked is wrong, which no other will take either."""
 
 
+class BadAnswer(EngineLost):
+    """An engine answers, with an error of its own or with what cannot be used: be it for its own sake, or for that of
+    what it was asked."""
+
+
 def command(model: Path, host: str, port: int, options: Mapping[str, Any], *, chat: str | None = None) -> list[str]:
     """The command of a server; `options` are keywords of vLLM's LLM, such as those of `rollout_options`.
 
@@ -152,8 +157,8 @@ class ServerProcess:
 class Server:
     """What is asked of one vLLM server, over HTTP. Belongs to one event loop.
 
-    Every call raises `EngineLost` where the server does not answer in time or reports an error of its own, and
-    `EngineRefused` where it finds fault with what it was asked.
+    Every call raises `EngineLost` where the server does not answer in time, `BadAnswer` of them where it reports an
+    error of its own or its answer cannot be used, and `EngineRefused` where it finds fault with what it was asked.
     """
 
     def __init__(self, address: str) -> None:
@@ -179,7 +184,7 @@ class Server:
         try:
             return int(world["world_size"]), int(models["data"][0]["max_model_len"])
         except (KeyError, IndexError, TypeError, ValueError):
-            raise EngineLost(self.address, "what answers there is no vLLM server") from None
+            raise BadAnswer(self.address, "what answers there is no vLLM server") from None
 
     async def gpus(self, seconds: float = SHORT_SECONDS) -> list[str]:
         """The UUIDs of the GPUs that its workers compute on; on CPUs none."""
@@ -187,12 +192,16 @@ class Server:
         try:
             return [str(gpu) for worker in answer["results"] for gpu in worker]
         except (KeyError, TypeError):
-            raise EngineLost(self.address, "its workers do not tell their GPUs") from None
+            raise BadAnswer(self.address, "its workers do not tell their GPUs") from None
 
     async def weight_version(self, seconds: float = SHORT_SECONDS) -> str:
         """The version of the weights it was last sent; 'default' before the first. The engine itself answers, between
         two steps: a hanging one does not."""
-        return str((await self._ask("GET", "/weight_info", seconds)).get("weight_version"))
+        answer = await self._ask("GET", "/weight_info", seconds)
+        try:
+            return str(answer["weight_version"])
+        except (KeyError, TypeError):
+            raise BadAnswer(self.address, "it does not tell the version of its weights") from None
 
     async def pause(self, seconds: float = SHORT_SECONDS) -> None:
         """Stop generating after the step under way; what is under way waits, and its keys and values are forgotten."""
@@ -220,8 +229,8 @@ class Server:
             logprobs = [told["logprob"] for told in choice["logprobs"]["content"]]
             spans = [(str(span["version"]), int(span["start"])) for span in choice["weight_versions"] or ()]
             return make_sample(request.prompt_P, choice["token_ids"], logprobs, spans, choice["finish_reason"])
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise EngineLost(self.address, f"it answered with no sample: {error}") from None
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
+            raise BadAnswer(self.address, f"it answered with no sample: {error}") from None
 
     async def prompt_logprobs(self, prompt_P: np.ndarray, seconds: float) -> np.ndarray:
         """float32 logprobs [P - 1] of a prompt's tokens 1, 2, ..., always at temperature 1."""
@@ -234,7 +243,7 @@ class Server:
             ]
             return np.array(logprobs, dtype=np.float32)
         except (KeyError, TypeError, ValueError) as error:
-            raise EngineLost(self.address, f"it answered without logprobs of the prompt: {error!r}") from None
+            raise BadAnswer(self.address, f"it answered without logprobs of the prompt: {error!r}") from None
 
     async def _generate(self, prompt_P: np.ndarray, settings: dict[str, Any], seconds: float) -> Any:
         body = {"token_ids": prompt_P.tolist(), "sampling_params": settings}
@@ -264,13 +273,15 @@ class Server:
             raise EngineLost(self.address, f"{route}: {error or type(error).__name__}") from None
         if status >= 400:
             reason = f"{route}: status {status}: {' '.join(content.decode(errors='replace').split())[:300]}"
-            if status >= 500 or status in _BUSY:
+            if status in _BUSY:
                 raise EngineLost(self.address, reason)
+            if status >= 500:
+                raise BadAnswer(self.address, reason)
             raise EngineRefused(f"{self.address}{reason}")
         try:
             return json.loads(content) if content.strip() else None
         except ValueError:
-            raise EngineLost(self.address, f"{route}: the answer is no JSON") from None
+            raise BadAnswer(self.address, f"{route}: the answer is no JSON") from None
 
 
 async def wait_until_up(server: Server, process: ServerProcess | None, seconds: float) -> None:

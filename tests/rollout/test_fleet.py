@@ -5,8 +5,8 @@ import logging
 import pickle
 import random
 from collections import Counter
-from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import Callable
+from contextlib import aclosing
 from typing import Any
 
 import numpy as np
@@ -14,91 +14,12 @@ import pytest
 
 from qedmeg.config_rl import RolloutConfig
 from qedmeg.errors import UserError
-from qedmeg.rollout import remote
 from qedmeg.rollout.fleet import Request
 from qedmeg.rollout.protocol import EngineLost
 from qedmeg.rollout.remote import NoEngine, RemoteFleet
-from qedmeg.rollout.sample import Sample, Sampling
 from qedmeg.rollout.server import EngineRefused
-from tests.rollout.vllm_server import CONTEXT, VllmServer, right_tokens
-
-SAMPLING = Sampling(temperature=1.0, max_tokens=16, stop_ids=(0,), seed=0)
-PROBE = 0.3
-
-
-@pytest.fixture(autouse=True)
-def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "SECONDS_BETWEEN_PROBES", 0.05)
-    monkeypatch.setattr(remote, "SECONDS_BETWEEN_LINES", 0.2)
-
-
-def requests(count: int) -> list[Request]:
-    return [Request(np.array([7, seed % 5], dtype=np.int32), seed) for seed in range(count)]
-
-
-async def all_samples(fleet: RemoteFleet, asked: list[Request]) -> list[tuple[int, Sample]]:
-    async with aclosing(fleet.generate(asked, SAMPLING)) as samples:
-        return [pair async for pair in samples]
-
-
-def check(asked: list[Request], got: list[tuple[int, Sample]]) -> None:
-    """Each request has one answer, the right one."""
-    assert sorted(index for index, _ in got) == list(range(len(asked)))
-    for index, sample in got:
-        assert sample.tokens_T.tolist() == right_tokens(asked[index], SAMPLING)
-        assert sample.prompt_P is asked[index].prompt_P
-
-
-async def send(fleet: RemoteFleet, version: int, names: list[str] | None = None) -> None:
-    """What the trainer does at each step."""
-    await fleet.pause()
-    for name, _ in fleet.live():
-        if names is None or name in names:
-            await fleet.call(name, "init_transfer", {"rank": 1})
-            await fleet.call(name, "start_update", {})
-            await fleet.call(name, "update", {"names": []})
-            await fleet.call(name, "finish_update", {"version": version})
-    await fleet.resume(version)
-
-
-async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
-class Scene:
-    """Stand-ins and the fleet of them, with weights of version 1."""
-
-    def __init__(self, stack: AsyncExitStack) -> None:
-        self._stack = stack
-
-    async def open(self, servers: list[VllmServer], probe_seconds: float = 10.0, **config: Any) -> RemoteFleet:
-        self.servers = [await self._stack.enter_async_context(server) for server in servers]
-        settings = {
-            "concurrency": 8,
-            "generate_seconds": 1000.0,
-            "start_seconds": 1.0,
-            "transfer_seconds": 5.0,
-        } | config
-        addresses = tuple(server.address for server in servers)
-        self.fleet = RemoteFleet(
-            RolloutConfig(servers=addresses, **settings), CONTEXT, addresses=addresses, probe_seconds=probe_seconds
-        )
-        await self.fleet.start()
-        self._stack.push_async_callback(self.fleet.close)
-        await send(self.fleet, 1)
-        return self.fleet
-
-
-def play(scene: Callable[[Scene], Coroutine[Any, Any, None]]) -> None:
-    """Run a scene within a deadline, in an event loop of its own."""
-
-    async def run() -> None:
-        async with asyncio.timeout(30), AsyncExitStack() as stack:
-            await scene(Scene(stack))
-
-    asyncio.run(run())
+from tests.rollout.fleet_scenes import PROBE, SAMPLING, Scene, all_samples, check, play, requests, send, until
+from tests.rollout.vllm_server import CONTEXT, VllmServer
 
 
 def test_requests_go_where_the_fewest_are_under_way() -> None:
@@ -143,11 +64,17 @@ def test_answers_come_as_they_finish() -> None:
 
 
 def test_failures_of_all_kinds_lose_nothing() -> None:
+    failed: Counter[int] = Counter()
+
     def fates(number: int) -> Callable[[int], str]:
         draw = random.Random(number)
 
         def fate(seed: int) -> str:
-            return draw.choice(("500", "reset", "cut", "nonsense")) if draw.random() < 0.2 else "answer"
+            # of failures that are the request's it may have two
+            kinds = ("500", "reset", "cut", "nonsense") if failed[seed] < 2 else ("reset", "cut")
+            what = draw.choice(kinds) if draw.random() < 0.2 else "answer"
+            failed[seed] += what in ("500", "nonsense")
+            return what
 
         return fate
 

@@ -41,6 +41,8 @@ class VllmServer:
     version: str = "default"
     hangs: bool = False
     """While true, no route answers."""
+    null: bool = False
+    """While true, what is asked for the version of the weights is answered with null."""
     engine_hangs: bool = False
     """While true, /health answers and what needs the engine does not."""
     asked: Counter[int] = field(default_factory=Counter)
@@ -109,7 +111,7 @@ class VllmServer:
         return await self._answer({"world_size": 2}, engine=False)
 
     async def _weight_info(self, _: web.Request) -> web.Response:
-        return await self._answer({"weight_version": self.version})
+        return await self._answer(None if self.null else {"weight_version": self.version})
 
     async def _call_workers(self, request: web.Request) -> web.Response:
         assert await request.json() == {"method": "gpus"}
