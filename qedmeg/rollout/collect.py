@@ -149,7 +149,7 @@ class Collector:
                 said = now
                 self._say(self._progress())
             if self._fleet.needs_weights() and self._asked is not None:
-                self._asked.set_exception(WeightsNeeded("every engine that answers was started anew"))
+                self._asked.set_exception(WeightsNeeded("no engine that answers has the weights that it should have"))
             self._check_progress(now)
 
     @property
@@ -279,6 +279,11 @@ class Collector:
             raise RuntimeError(f"the engines gave no sample for {len(missing)} of {len(batch)} requests")
 
     def _add_sample(self, group: LiveGroup, place: int, attempt: int, sample: Sample) -> None:
+        if self._config.rollout.max_lag == 0 and self._version is not None and sample.oldest_version < self._version:
+            # left out as too old, it would be generated again and again
+            raise RuntimeError(
+                f"an engine went on with weight version {self._version} and generated with {sample.oldest_version}"
+            )
         proof = proof_of(self._tokenizer, sample, thinking=self._config.data.thinking)
         rollout = self._store.add_sample(group.id, place, attempt, sample, proof)
         group.generating.remove(place)

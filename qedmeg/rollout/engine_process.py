@@ -69,6 +69,10 @@ class EngineProcess:
         self._found = found
         await self.call("begin", requests, sampling)
 
+    def fail(self, reason: str) -> None:
+        """Tell who waits for the batch under way, if one is, that there will be no more of it."""
+        self._found(EngineLost(self.name, reason))
+
     async def abort(self) -> None:
         """Give up the batch under way."""
         self._found = lambda _: None

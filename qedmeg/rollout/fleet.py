@@ -58,8 +58,8 @@ class Fleet(Protocol):
         """UUIDs of the GPUs that an engine computes on; on CPUs none."""
 
     def needs_weights(self) -> bool:
-        """Whether requests cannot go on until the trainer has sent the weights again: every engine that answers was
-        started anew."""
+        """Whether requests cannot go on until the trainer has sent the weights again: no engine that answers has those
+        that it should have."""
 
     async def pause(self) -> None:
         """Stop generating after the step under way. Keys and values are forgotten, requests are kept."""
@@ -158,6 +158,7 @@ class LocalFleet:
     """Engines on this machine, each in a process of its own, which this one started.
 
     They generate a batch at a time, those of later calls after it: the same calls give the same samples bit for bit.
+    One that a transfer has failed for generates nothing until a later one has reached it.
     """
 
     one_batch_at_a_time = True
@@ -167,8 +168,13 @@ class LocalFleet:
         self._model, self._options = model, options
         self._names = ["local"] if engines == 1 else [f"local {number}" for number in range(engines)]
         self._engines: dict[str, EngineProcess] = {}
+        self._versions: dict[str, int] = {}
+        """Of the weights that engines have been sent; of one that has not all of them, none."""
         self._turn = asyncio.Lock()
         self._going = asyncio.Event()
+        self._paused = True
+        self._ready: list[str] = []
+        """The engines that generate, unless they are paused."""
         self._gpus: dict[str, Sequence[str]] = {}
 
     async def start(self) -> None:
@@ -187,7 +193,9 @@ class LocalFleet:
             while not self._going.is_set():  # it may be paused again before this continues
                 await self._going.wait()
             try:
-                for engine, part in zip(self._engines.values(), deal_out(requests, len(self._engines)), strict=True):
+                # without those that have not the weights that all should have
+                engines = [self._engines[name] for name in self._ready]
+                for engine, part in zip(engines, deal_out(requests, len(engines)), strict=True):
                     mine = [requests[index] for index in part]
                     await engine.begin(mine, sampling, partial(lambda part, some: found.put_nowait((part, some)), part))
                 left = len(requests)
@@ -209,18 +217,22 @@ class LocalFleet:
         return self._gpus[name]
 
     def needs_weights(self) -> bool:
-        return False
+        return not self._paused and not self._ready
 
     async def pause(self) -> None:
+        self._paused = True
         self._going.clear()
-        await self._all("pause")
+        await asyncio.gather(*(engine.call("pause") for engine in self._engines.values()))
 
     async def resume(self, version: int) -> None:
-        await self._all("resume")
-        self._going.set()
-
-    async def _all(self, method: str) -> None:
-        await asyncio.gather(*(engine.call(method) for engine in self._engines.values()))
+        self._ready = [name for name in self._engines if self._versions.get(name) == version]
+        for name, engine in self._engines.items():
+            if name not in self._ready:
+                engine.fail(f"it has not got weight version {version}, with which the others go on")
+        await asyncio.gather(*(self._engines[name].call("resume") for name in self._ready))
+        self._paused = False
+        if self._ready:
+            self._going.set()
 
     async def call(self, name: str, method: Transfer, info: Mapping[str, Any]) -> None:
         arguments: dict[Transfer, tuple[Any, ...]] = {
@@ -229,12 +241,16 @@ class LocalFleet:
             "update": (dict(info),),
             "finish_update": (info.get("version"),),
         }
+        if method != "init_transfer":
+            self._versions.pop(name, None)
         try:
             await self._engines[name].call(method, *arguments[method])
         except EngineLost:
             raise
         except Exception as error:
             raise EngineLost(name, f"{method}: {error or type(error).__name__}") from error
+        if method == "finish_update":
+            self._versions[name] = int(info["version"])
 
     async def prompt_logprobs(self, name: str, prompts: Sequence[np.ndarray]) -> list[np.ndarray]:
         async with self._turn:

@@ -40,7 +40,8 @@ class EngineLost(Exception):
 
 
 class WeightsNeeded(Exception):
-    """The engines were started anew and have no weights: they must be sent them before a batch can be made."""
+    """No engine has the weights that it should have, being started anew or after a failed transfer: they must be sent
+    them before a batch can be made."""
 
 
 class ProcessConfig(Settings):

@@ -155,7 +155,7 @@ class Validator:
         since = said = time.monotonic()
         while not (await asyncio.wait([working], timeout=SECONDS_BETWEEN_LOOKS))[0]:
             if self._fleet.needs_weights():
-                raise WeightsNeeded("every engine that answers was started anew")
+                raise WeightsNeeded("no engine that answers has the weights that it should have")
             now, before = time.monotonic(), replies
             replies = sum(model.replies for model in models)
             if replies > before or not any(model.under_way for model in models):

@@ -17,16 +17,19 @@ import torch.distributed as dist
 from qedmeg import device
 from qedmeg.config_rl import RLConfig
 from qedmeg.data.prompts import PromptSet
+from qedmeg.errors import UserError
 from qedmeg.rollout import gate
 from qedmeg.rollout.client import RolloutClient, WeightsNeeded
 from qedmeg.rollout.protocol import EngineLost
 from qedmeg.rollout.sample import Batch
-from qedmeg.rollout.weight_transfer import TransferReport, WeightSender
+from qedmeg.rollout.weight_transfer import EngineControl, TransferReport, WeightSender
 from qedmeg.training.logprobs import document_logprobs
 from qedmeg.training.policy import Policy
 
 HEARTBEAT_SECONDS = 60.0
 """How often ranks that wait for rank 0 hear that it still waits: their collectives time out after minutes."""
+TRANSFERS_IN_VAIN = 3
+"""After so many the run ends."""
 GATE_TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.15}
 
 T = TypeVar("T")
@@ -42,6 +45,8 @@ class RolloutSource:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
         self._client: RolloutClient | None = None
         self._gated: set[str] = set()
+        self._in_vain = 0
+        """Transfers one after the other that failed for all engines."""
         self._from_rank_0(partial(self._start, hf_files))
 
     def __enter__(self) -> "RolloutSource":
@@ -66,7 +71,7 @@ class RolloutSource:
         while True:
             try:
                 return self._from_rank_0(lambda: self._asked().batch(step))
-            except WeightsNeeded:  # every engine was started anew
+            except WeightsNeeded:  # every engine was started anew, or a transfer failed
                 self.publish(step)
 
     def validate(self, version: int, weights: str) -> dict[str, float]:
@@ -85,14 +90,19 @@ class RolloutSource:
 
         Raises:
             GateFailed: they differ by more than the tolerance.
+            UserError: time after time no engine has received any.
         """
-        engines = self._client.engines() if self._client is not None else []
-        if self._client is not None:
-            self._client.pause()
+        engines: list[EngineControl] = []
+
+        def pause() -> None:
+            engines.extend(self._asked().engines())
+            self._asked().pause()
+
+        self._from_rank_0(pause)
         report = self.sender.send(version, engines)
-        if self._client is not None:
-            self._client.resume(version)
         self._tell(report)
+        self._check_received(report)
+        self._from_rank_0(lambda: self._asked().resume(version))
         due = version % self.config.rollout.gate_every == 0
         self._gated -= report.lost.keys()
         to_gate = [name for name in report.received if due or name not in self._gated]
@@ -106,6 +116,19 @@ class RolloutSource:
                 print(
                     f"engine {name} has not got weight version {report.version}: {reason}", file=sys.stderr, flush=True
                 )
+
+    def _check_received(self, report: TransferReport) -> None:
+        """An engine that failed is given again when it answers: raises where none of them takes weights at all."""
+        if report.received:
+            self._in_vain = 0
+        elif report.lost:  # and there were engines
+            self._in_vain += 1
+        if self._in_vain == TRANSFERS_IN_VAIN:
+            lost = "; ".join(f"{name}: {' '.join(reason.split())}" for name, reason in report.lost.items())
+            raise UserError(
+                f"no engine has received weights, {self._in_vain} times one after the other, the last time version "
+                f"{report.version}: {lost}; look into their logs, and whether they serve the model that is trained"
+            )
 
     def _gate(self, engines: Sequence[str], version: int) -> dict[str, float]:
         """The greatest difference of the gate's log-probabilities in each of these engines that answers."""

@@ -61,6 +61,12 @@ class Script:
     """Store's method at whose n-th call (from 1) the process kills itself, and whether `before` or `after` it."""
     lose_weights_at: int = -1
     """After so many samples the engines say that they were started anew, until they are sent weights again."""
+    refuses_weights: bool = False
+    """The engine takes no weights, and says at its resumption that it needs them."""
+    pause_seconds: float = 0.0
+    """What a pause takes."""
+    resumes: bool = True
+    """Whether it can be resumed."""
 
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -144,18 +150,23 @@ class ScriptedFleet:
         return [f"GPU of {name}"]
 
     def needs_weights(self) -> bool:
-        lost = self.sent == 1 and 0 <= self.script.lose_weights_at <= self.samples
+        lost = (self.sent == 1 and 0 <= self.script.lose_weights_at <= self.samples) or self.script.refuses_weights
         return lost and self.going.is_set()
 
     async def pause(self) -> None:
         self.going.clear()
+        await asyncio.sleep(self.script.pause_seconds)
 
     async def resume(self, version: int) -> None:
+        if not self.script.resumes:
+            raise ValueError("it cannot be resumed")
         self.version, self.sent = version, self.sent + 1
         self.going.set()
 
     async def call(self, name: str, method: str, info: Mapping[str, Any]) -> None:
         self.calls.append((method, info))
+        if self.script.refuses_weights:
+            raise EngineLost(name, "size mismatch:\n  it serves another model")
         if info.get("fail"):
             raise EngineLost(name, "it was told to fail")
 

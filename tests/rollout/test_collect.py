@@ -269,6 +269,19 @@ def test_engines_that_lost_their_weights_are_told_of(setting: Setting, run_dir: 
     asyncio.run(drive())
 
 
+def test_an_engine_that_goes_on_with_old_weights_ends_the_run(setting: Setting, run_dir: Path) -> None:
+    async def drive() -> None:
+        async with asyncio.timeout(20), running(setting, setting.config(run_dir), Script()) as run:
+            await run.step(0)
+            await run.collector.pause()
+            await run.collector.resume(1)
+            run.fleet.version = 0
+            await run.collector.batch(1)
+
+    with pytest.raises(RuntimeError, match="went on with weight version 1 and generated with 0"):
+        asyncio.run(drive())
+
+
 def test_an_engine_that_fails_ends_the_run(setting: Setting, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> str:
         raise ValueError("are the weights broken?")

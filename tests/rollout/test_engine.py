@@ -183,6 +183,48 @@ def test_weights_change_in_flight(fleet: LocalFleet, runner: asyncio.Runner, mod
         np.testing.assert_allclose(sample.logprobs_T, policies.reference(models, sample, 1.0), atol=1e-4)
 
 
+def test_an_engine_that_a_transfer_failed_for_waits_for_weights(
+    fleet: LocalFleet, runner: asyncio.Runner, models: dict[int, Any]
+) -> None:
+    async def fail(name: str) -> None:
+        with pytest.raises(EngineLost, match="update: "):
+            await fleet.call(name, "update", {"nonsense": 1})
+
+    async def interrupted() -> None:
+        async with aclosing(fleet.generate(policies.batch(), policies.sampling())) as samples:
+            await anext(samples)
+            await fleet.pause()
+            await fail("local 1")
+            await fleet.resume(1)
+            async for _ in samples:
+                pass
+
+    async def scene() -> None:
+        requests, how = policies.batch(12), policies.sampling()
+        await fleet.pause()
+        await fail("local 0")
+        await fleet.resume(1)
+        assert not fleet.needs_weights()
+        alone = await policies.generate(fleet, requests, how)  # by the other
+        assert {sample.versions for sample in alone} == {((1, 0),)}
+        await policies.send(fleet, models[1], 1)
+        with pytest.raises(EngineLost, match="local 1: it has not got weight version 1"):
+            await interrupted()
+        await fleet.pause()
+        await fail("local 0")
+        await fleet.resume(1)
+        assert fleet.needs_weights()
+        waits = asyncio.create_task(policies.generate(fleet, requests, how))
+        await asyncio.sleep(0.1)
+        assert not waits.done()
+        await policies.send(fleet, models[1], 2)
+        assert not fleet.needs_weights()
+        assert {sample.versions for sample in await waits} == {((2, 0),)}
+        await policies.send(fleet, models[1], 1)
+
+    runner.run(scene())
+
+
 def test_a_paused_engine_generates_nothing(fleet: LocalFleet, runner: asyncio.Runner) -> None:
     async def scene() -> None:
         await fleet.pause()
