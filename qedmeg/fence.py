@@ -22,5 +22,5 @@ def make_key(*texts: str) -> str:
 
 
 def sendable(text: str) -> str:
-    """The text as a request can carry it: a lone surrogate becomes a question mark."""
+    """The text as UTF-8, and so a request or a file, can carry it: a lone surrogate becomes a question mark."""
     return text.encode("utf-8", errors="replace").decode("utf-8")

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from qedmeg.chat.message import Answer, Message, RequestFailed, Usage
 from qedmeg.config import EndpointConfig
 from qedmeg.errors import UserError
+from qedmeg.fence import sendable
 
 NO_KEY = "none"  # for servers that ask for none; the client wants something to send
 MAX_REASON_CHARS = 300
@@ -107,10 +108,11 @@ class Endpoint:
         return Answer(content, thinking, cut_off, usage)
 
     def _shown(self, text: str) -> str:
-        """Short, in one line, and without the key, which some servers repeat when they refuse it."""
+        """Short, in one line, in Unicode that can be kept, and without the key, which some servers repeat when they
+        refuse it."""
         if self._key != NO_KEY:
             text = text.replace(self._key, "[key]")
-        return " ".join(text.split())[:MAX_REASON_CHARS]
+        return sendable(" ".join(text.split())[:MAX_REASON_CHARS])
 
 
 class _Message(BaseModel):

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qedmeg.fence import sendable
 from qedmeg.thinking import END_OF_THINK, THINK
 
 MAX_REASON_CHARS = 1000
@@ -94,7 +95,8 @@ def _checked(points: Sequence[int], reasons: Sequence[str], total: int, of: Sequ
             raise NoVerdict(f"{given} points for item {number}, which is worth 0 to {most}")
     if sum(points) != total:
         raise NoVerdict(f"the items add up to {sum(points)}, not to {total}")
-    return Verdict(tuple(points), tuple(reason.strip()[:MAX_REASON_CHARS] for reason in reasons))
+    # JSON can write half of a surrogate pair, with which no grade could be kept
+    return Verdict(tuple(points), tuple(sendable(reason.strip()[:MAX_REASON_CHARS]) for reason in reasons))
 
 
 # --- structured output ----------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from pydantic import TypeAdapter
 
+from qedmeg.fence import sendable
 from qedmeg.grading.grade import Failed, Grade, Graded
 from qedmeg.rollout.sample import Rollout, Sample
 
@@ -105,4 +106,4 @@ def from_ints(blob: bytes) -> np.ndarray:
 
 def encodable(text: str | None) -> str | None:
     """The text without lone surrogates, which are no UTF-8."""
-    return None if text is None else text.encode("utf-8", errors="replace").decode("utf-8")
+    return None if text is None else sendable(text)

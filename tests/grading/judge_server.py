@@ -18,13 +18,15 @@ from typing import Any
 
 from aiohttp import web
 
-RIGHT = ("right", "spaces", "draft before", "reasoning before")
+RIGHT = ("right", "spaces", "draft before", "reasoning before", "half a character")
 """Answers that must be read."""
 FAILURES = (
     *("time-out", "429", "500", "cut connection", "hang", "empty", "no verdict", "two verdicts", "out of range"),
     *("6.5", "wrong sum", "quoted", "wrong language", "1 MB", "cut off"),
 )
 MEGABYTE = 1_000_000
+HALF_A_CHARACTER = "\ud835"
+"""Of the two of UTF-16 that make a 𝑛: JSON can write it, and UTF-8 cannot."""
 
 Plan = Callable[[str, int], str]
 """What becomes of the n-th request (from 0) about a proof: one of `RIGHT` or `FAILURES`, a status such as '401',
@@ -141,7 +143,7 @@ class JudgeServer:
             request.transport.abort()
             return web.Response()
         if fate.isdigit() or fate == "quota":
-            message = f"no: {fate}, your key was {served.authorization}"
+            message = f"no: {fate}, your key was {served.authorization}, {HALF_A_CHARACTER}"
             error = {"error": {"message": message, "code": "insufficient_quota" if fate == "quota" else None}}
             headers = {"Retry-After": self.retry_after} if fate == "429" else {}
             return web.json_response(error, status=429 if fate == "quota" else int(fate), headers=headers)
@@ -269,6 +271,8 @@ def structured_content(fate: str, question: Question, draw: random.Random) -> st
     match fate:
         case "spaces":
             return "\n  " + json.dumps(_object(question, right), indent=4) + "\n \n"
+        case "half a character":
+            return json.dumps(_object(question, right, f"shown for {HALF_A_CHARACTER}"))
         case "two verdicts":
             both = [json.dumps(_object(question, points)) for points in (right, wrong)]
             return draw.choice(["\n".join(both), both[0][:-1] + f', "points": {sum(wrong)}}}'])
@@ -288,8 +292,8 @@ def structured_content(fate: str, question: Question, draw: random.Random) -> st
             return json.dumps(_object(question, right))
 
 
-def _object(question: Question, points: tuple[Any, ...]) -> dict[str, Any]:
+def _object(question: Question, points: tuple[Any, ...], reason: str = "shown") -> dict[str, Any]:
     if not question.by_item:
-        return {"key": question.key, "reason": "shown", "points": points[0]}
-    items = {f"item_{i}": {"reason": "shown", "points": given} for i, given in enumerate(points, start=1)}
+        return {"key": question.key, "reason": reason, "points": points[0]}
+    items = {f"item_{i}": {"reason": reason, "points": given} for i, given in enumerate(points, start=1)}
     return {"key": question.key, **items, "points": sum(points)}

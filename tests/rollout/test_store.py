@@ -1,5 +1,6 @@
 """The store of rollouts: what goes in comes out, once it is written nothing undoes it, and nothing is used twice."""
 
+import asyncio
 import os
 import signal
 import sqlite3
@@ -13,11 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qedmeg.config import GraderConfig, JudgeConfig
 from qedmeg.errors import UserError
-from qedmeg.grading.grade import Cost, Failed, Graded, ItemGrade
+from qedmeg.grading.grade import Cost, Failed, Grade, Graded, ItemGrade
+from qedmeg.grading.grader import ProofProblem
+from qedmeg.grading.panel import Panel
 from qedmeg.rollout import store as store_module
 from qedmeg.rollout.sample import Sample
 from qedmeg.rollout.store import Store, read_batch
+from tests.grading.judge_server import JudgeServer
 
 IDENTITY = {"data.seed": "5"}
 COST = Cost(2, 100, 7, Decimal("0.00012"))
@@ -70,6 +75,28 @@ def test_a_batch_is_what_was_put_in(store: Store, path: Path) -> None:
             assert array.dtype == expected.dtype
             np.testing.assert_array_equal(array, expected)
         assert (rollout.sample.versions, rollout.sample.finish_reason) == (right.versions, right.finish_reason)
+
+
+def test_what_a_server_says_with_half_a_character_can_be_kept(store: Store, tmp_path: Path) -> None:
+    problem = ProofProblem("p", "Show it.", "7 points for the idea.")
+
+    async def grade(url: str) -> list[Grade]:
+        judge = JudgeConfig(base_url=url, model="scripted", structured=True)
+        panel = Panel(GraderConfig(judges=(judge,), cache=tmp_path / "grades.sqlite"))
+        try:
+            return [await panel.grade(problem, proof) for proof in ("Proof.", "Proof.", "Too long.")]
+        finally:
+            await panel.close()
+
+    with JudgeServer(lambda proof, nth: "400" if proof == "Too long." else "half a character") as server:
+        graded, known, refused = asyncio.run(grade(server.url))
+    assert isinstance(graded, Graded)
+    assert graded.items[0].reason == "shown for ?"
+    assert known == replace(graded, cost=Cost())
+    assert isinstance(refused, Failed)
+    assert "your key was Bearer none, ? (attempt 1" in refused.reason
+    fill(store, 0, [graded, refused])
+    assert [rollout.grade for rollout in store.groups()[0].rollouts] == [graded, refused]
 
 
 def test_a_group_is_used_once_and_a_step_is_given_its_groups_once(store: Store, path: Path) -> None:
