@@ -20,6 +20,11 @@ ANSWER = "answer"
 """Name of the one item of a final answer."""
 
 _SYSTEM, _USER = "judge_system.jinja", "judge_user.jinja"
+_RULES = (
+    *("grading/judge.py", "grading/prompt.py", "grading/verdict.py", "grading/rubric.py", "fence.py", "thinking.py"),
+    *(f"grading/templates/{name}" for name in (_SYSTEM, _USER)),
+)
+"""All that makes prompts of proofs and grades of what judges answer."""
 _ANSWER_SYSTEM, _ANSWER_USER = "answer_system.jinja", "answer_user.jinja"
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.PackageLoader("qedmeg.grading"),
@@ -104,10 +109,10 @@ def judged(problem: AnyProblem) -> ProofProblem | AnswerProblem:
 
 
 def rules_hash() -> str:
-    """Changes with the wording of the prompts and with the source that reads verdicts."""
+    """Changes with the wording of the prompts and with the source that makes them and reads verdicts."""
     digest = hashlib.sha256()
-    for name in (f"templates/{_SYSTEM}", f"templates/{_USER}", "verdict.py"):
-        digest.update(files("qedmeg.grading").joinpath(name).read_bytes())
+    for name in _RULES:
+        digest.update(files("qedmeg").joinpath(name).read_bytes())
     return digest.hexdigest()
 
 

@@ -1,13 +1,15 @@
 """What a judge is told: all of it, and the proof where it cannot speak."""
 
 import re
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from qedmeg.data.problems import generate, reference_proof
 from qedmeg.grading.grader import ProofProblem
-from qedmeg.grading.prompt import Prompt, judged, make_prompt
+from qedmeg.grading.prompt import Prompt, judged, make_prompt, rules_hash
 from qedmeg.grading.rubric import Rubric, RubricItem
 
 PROBLEM = ProofProblem(
@@ -110,3 +112,19 @@ def test_an_embedded_problem_comes_with_its_proof() -> None:
     problem = generate("train", 1, seed=1)[0]
     assert judged(problem) == ProofProblem(problem.id, problem.statement, problem.rubric, reference_proof(problem))
     assert reference_proof(problem) in prompt("Clear.", judged(problem)).user
+
+
+def test_another_prompt_or_another_way_to_read_it_is_another_judge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "qedmeg"
+    shutil.copytree(Path(make_prompt.__code__.co_filename).parent.parent, package)
+    before = rules_hash()
+    monkeypatch.setattr("qedmeg.grading.prompt.files", {"qedmeg": package}.__getitem__)
+    assert rules_hash() == before
+    seen = {before}
+    for name in ("fence.py", "grading/prompt.py", "grading/verdict.py", "grading/templates/judge_user.jinja"):
+        with (package / name).open("a") as file:
+            file.write("\n")
+        seen.add(rules_hash())
+    assert len(seen) == 5
