@@ -184,6 +184,9 @@ class RolloutConfig(Settings):
     trained on what there is."""
     regrades: int = Field(default=2, ge=0)
     """How many times a rollout whose grade failed is generated again."""
+    min_graded: float = Field(default=0.5, ge=0, le=1)
+    """A group of which less than this share was graded, or fewer than 2 rollouts, is dropped and another generated in
+    its place. Rollouts that are left out as too old are none of it."""
     max_failure_rate: float = Field(default=0.3, gt=0, le=1)
     """When more than this share of the last grades failed, the step waits and says so until graders answer again."""
     failure_pause_seconds: float = Field(default=30.0, gt=0)

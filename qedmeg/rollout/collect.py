@@ -201,7 +201,9 @@ class Collector:
         if group.ready or group.generating:
             return
         advantage = self._config.advantage if rollout.drop_zero_variance else None
-        fate = schedule.fate(group.slots, group.size, rollout.regrades, advantage, rollout.max_tokens)
+        fate = schedule.fate(
+            group.slots, group.size, rollout.regrades, rollout.min_graded, advantage, rollout.max_tokens
+        )
         if fate == "ready":
             self._store.make_ready(group.id)
             group.ready = True

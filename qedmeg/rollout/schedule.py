@@ -94,14 +94,23 @@ def is_too_old(oldest_version: int, step: int, max_lag: int) -> bool:
 
 
 def fate(
-    slots: Mapping[int, Slot], size: int, regrades: int, advantage: AdvantageConfig | None, max_tokens: int
+    slots: Mapping[int, Slot],
+    size: int,
+    regrades: int,
+    min_graded: float,
+    advantage: AdvantageConfig | None,
+    max_tokens: int,
 ) -> Literal["open", "ready"] | DropReason:
-    """What becomes of a group. `advantage` is given where groups that would train nothing are dropped."""
+    """What becomes of a group. `min_graded` is the least share of its rollouts, but for those that are too old, with
+    which it is used; `advantage` is given where groups that would train nothing are dropped."""
     if to_generate(slots, size, regrades) or any(slot.status == "ungraded" for slot in slots.values()):
         return "open"
     graded = [slots[place] for place in sorted(slots) if slots[place].status == "graded"]
+    too_old = sum(slot.status == "too old" for slot in slots.values())
     if len(graded) < 2:
-        return "too old" if any(slot.status == "too old" for slot in slots.values()) else "too few grades"
+        return "too old" if too_old else "too few grades"
+    if len(graded) / (size - too_old) < min_graded:
+        return "too few grades"
     if advantage is not None and _trains_nothing(graded, advantage, max_tokens):
         return "zero variance"
     return "ready"

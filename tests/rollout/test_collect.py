@@ -174,8 +174,8 @@ def test_a_group_is_graded_by_one_grader(setting: Setting, run_dir: Path) -> Non
 
 
 def test_a_group_with_too_few_grades_is_replaced(setting: Setting, run_dir: Path) -> None:
-    config = setting.config(run_dir, max_failure_rate=1.0, regrades=0)
-    (batch,), _ = collect(setting, config, Script(outage=(0, GROUP - 1)), steps=1)
+    config = setting.config(run_dir, max_failure_rate=1.0, regrades=0, min_graded=0.75)
+    (batch,), _ = collect(setting, config, Script(outage=(0, GROUP // 2)), steps=1)
     assert [group.id for group in batch.groups] == [1, 2, 3]
     assert (batch.stats["groups_dropped/too few grades"], batch.stats["groups_refilled"]) == (1, 1)
 

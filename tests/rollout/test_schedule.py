@@ -26,9 +26,17 @@ def graded(reward: float, **others: object) -> Slot:
     return replace(NEW, status="graded", reward=reward, **others)
 
 
-def decided(slots: list[Slot], *, size: int | None = None, regrades: int = 0, **advantage: object) -> str:
-    config = AdvantageConfig(**advantage) if advantage.pop("drop", False) else None  # type: ignore[arg-type]
-    return fate(dict(enumerate(slots)), size or len(slots), regrades, config, 100)
+def decided(
+    slots: list[Slot],
+    *,
+    size: int | None = None,
+    regrades: int = 0,
+    min_graded: float = 0.5,
+    drop: bool = False,
+    **advantage: object,
+) -> str:
+    config = AdvantageConfig(**advantage) if drop else None  # type: ignore[arg-type]
+    return fate(dict(enumerate(slots)), size or len(slots), regrades, min_graded, config, 100)
 
 
 def test_every_prompt_comes_once_an_epoch() -> None:
@@ -64,6 +72,21 @@ def test_what_becomes_of_a_group() -> None:
     assert decided([graded(1.0), failed, failed]) == "too few grades"
     assert decided([graded(1.0), failed, old]) == "too old"
     assert decided([graded(1.0), old, graded(1.0)]) == "ready"
+
+
+def test_a_share_of_a_group_must_be_graded() -> None:
+    failed, old = replace(NEW, status="failed"), replace(NEW, status="too old")
+    assert decided([graded(1.0)] * 2 + [failed] * 14) == "too few grades"
+    assert decided([graded(1.0)] * 2 + [failed] * 14, min_graded=0.0) == "ready"
+    assert decided([graded(1.0)] * 7 + [failed] * 9) == "too few grades"
+    assert decided([graded(1.0)] * 8 + [failed] * 8) == "ready"
+    assert decided([graded(1.0)] * 7 + [failed] * 93, min_graded=0.07) == "ready"  # 0.07 × 100 is more than 7
+    assert decided([graded(1.0)] * 3 + [failed], min_graded=1.0) == "too few grades"
+    # what is too old was not refused a grade
+    assert decided([graded(1.0)] * 2 + [old] * 14, min_graded=1.0) == "ready"
+    assert decided([graded(1.0)] * 4 + [failed] * 4 + [old] * 8) == "ready"
+    assert decided([graded(1.0)] * 3 + [failed] * 5 + [old] * 8) == "too few grades"
+    assert decided([graded(1.0)] + [old] * 15) == "too old"
 
 
 def test_groups_that_would_train_nothing_are_dropped_where_asked_for() -> None:
