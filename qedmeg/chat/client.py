@@ -17,6 +17,8 @@ from qedmeg.grading.grade import Cost
 T = TypeVar("T")
 _UNHEALTHY = frozenset({"timeout", "connection", "rate limit", "server error"})
 """Kinds of failure that say that the server is in trouble; for the others it was well enough to answer."""
+_OF_THE_SERVER = _UNHEALTHY | {"no access"}
+"""Kinds of failure that say nothing about what was asked: anything else would have fared alike."""
 
 
 class UnusableAnswerError(Exception):
@@ -28,11 +30,12 @@ class UnusableAnswerError(Exception):
 
 
 class GaveUpError(Exception):
-    """No usable answer came, however often it was asked for. `kind` is of the last failure."""
+    """No usable answer came, however often it was asked for. `kind` is of the last failure; `of_server`: that was
+    trouble of the server's, in which anything else would have fared alike."""
 
-    def __init__(self, kind: str, reason: str, cost: Cost) -> None:
+    def __init__(self, kind: str, reason: str, cost: Cost, *, of_server: bool) -> None:
         super().__init__(reason)
-        self.kind, self.cost = kind, cost
+        self.kind, self.cost, self.of_server = kind, cost, of_server
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ class Client:
     """Asks one model behind one server. Belongs to the event loop in which it is first used.
 
     Failures are retried by kind: no answer in time, a cut connection, 429 and 5xx, an empty answer and one that its
-    reader has no use for are; what the server refuses is not. Each request that is sent is counted in `account`.
-    Raises `UserError` when the key's environment variable is not set.
+    reader has no use for are; what the server refuses, or may not be asked, is not. Each request that is sent is
+    counted in `account`. Raises `UserError` when the key's environment variable is not set.
     """
 
     def __init__(self, config: EndpointConfig, title: str = "model", account: Account | None = None) -> None:
@@ -106,16 +109,18 @@ class Client:
 
     async def _ask(self, question: _Question[T]) -> Used[T]:
         config, clock = self.config, asyncio.get_running_loop().time
-        end, last_failure = clock() + config.deadline_seconds, "none before"
+        end, last_failure, of_server = clock() + config.deadline_seconds, "none before", True
         for attempt in range(1, config.attempts + 1):
             try:
                 value, usage = await self._attempt(question, "first" if attempt == 1 else "retry", end)
                 return Used(value, usage, question.cost)
             except TimeoutError:
                 reason = f"no answer of use within {config.deadline_seconds:g} s; last failure: {last_failure}"
-                raise GaveUpError("deadline", f"{self.server}: {reason}", question.cost) from None
+                told = f"{self.server}: {reason}"
+                raise GaveUpError("deadline", told, question.cost, of_server=of_server) from None
             except RequestFailed as failure:
                 last, last_failure = failure, f"{failure.kind}: {failure}"
+                of_server = failure.kind in _OF_THE_SERVER
             if not last.retried or attempt == config.attempts:
                 break
             # Exponential backoff with full jitter: clients that failed together do not come back together.
@@ -125,7 +130,7 @@ class Client:
                 break
             await asyncio.sleep(pause)
         reason = f"{self.server}: {last} (attempt {attempt} of {config.attempts})"
-        raise GaveUpError(last.kind, reason, question.cost)
+        raise GaveUpError(last.kind, reason, question.cost, of_server=of_server)
 
     async def _attempt(self, question: _Question[T], role: Role, end: float) -> tuple[T, Usage | None]:
         """One request; when it takes long a second one beside it. The first usable answer counts, the other is

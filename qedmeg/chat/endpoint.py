@@ -19,6 +19,7 @@ from qedmeg.fence import sendable
 
 NO_KEY = "none"  # for servers that ask for none; the client wants something to send
 MAX_REASON_CHARS = 300
+_REFUSED_STATUS = frozenset({400, 413, 422})  # of this request; by others all are, as with a wrong key
 _RETRIED_STATUS = frozenset({408, 409, 425, 429})  # and all from 500 on
 
 
@@ -87,7 +88,8 @@ class Endpoint:
             return RequestFailed("rate limit", reason, retry_after=_retry_after(error.response.headers))
         if error.status_code >= 500 or error.status_code in _RETRIED_STATUS - {429}:
             return RequestFailed("server error", reason, retry_after=_retry_after(error.response.headers))
-        return RequestFailed("refused", reason, retried=False)
+        kind = "refused" if error.status_code in _REFUSED_STATUS else "no access"
+        return RequestFailed(kind, reason, retried=False)
 
     def _answer(self, body: bytes) -> Answer:
         usage = _usage(body)  # read on its own: an answer that is of no use may still cost

@@ -57,12 +57,15 @@ class Graded:
 class Failed:
     """A proof that was not graded. Never a zero: it enters no mean, no baseline and no loss.
 
-    `kind` names the class of failure for whoever decides on a retry ("timeout", "unreadable answer", ...).
+    `kind` names the class of failure for whoever reads of it ("timeout", "unreadable answer", ...).
     """
 
     kind: str
     reason: str
     cost: Cost = Cost()
+    of_grader: bool = False
+    """The grader was in trouble, which says nothing about the proof: it may be graded later. Else it is this proof that
+    was refused, or of which no clear verdict came."""
 
 
 Grade = Graded | Failed

@@ -52,7 +52,7 @@ class Judge:
             found = await self.client.ask(messages, lambda answer: self._read(prompt, answer), schema=schema)
         except GaveUpError as failure:
             self.account.failed[failure.kind] += 1
-            return Failed(failure.kind, str(failure), failure.cost)
+            return Failed(failure.kind, str(failure), failure.cost, of_grader=failure.of_server)
         grade = self._graded(prompt, found.value, found.cost)
         self.account.graded += 1
         if self._cache is not None:

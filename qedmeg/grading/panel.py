@@ -50,9 +50,12 @@ class Panel:
         cost = sum((grade.cost for grade in grades), Cost())
         votes = [grade for grade in grades if isinstance(grade, Graded)]
         if len(votes) < self._needed:
-            failures = "; ".join(f"{grade.kind}: {grade.reason}" for grade in grades if isinstance(grade, Failed))
+            failed = [grade for grade in grades if isinstance(grade, Failed)]
+            failures = "; ".join(f"{grade.kind}: {grade.reason}" for grade in failed)
             reason = f"{len(votes)} votes of {len(grades)}, {self._needed} needed: {failures}"
-            return Failed("too few votes", reason, cost)
+            # judges that are well again would be enough, or else the proof has lost too many votes by itself
+            of_graders = len(votes) + sum(grade.of_grader for grade in failed) >= self._needed
+            return Failed("too few votes", reason, cost, of_graders)
         points, items = combine(votes, self.config.combine)
         return Graded(points, votes[0].of, items, self.version, cost, tuple(vote.points for vote in votes))
 

@@ -116,7 +116,7 @@ def test_mistakes(tmp_path, monkeypatch, options, message):
 
 def test_the_command_says_what_it_did(tmp_path, monkeypatch, capsys):
     kept(tmp_path / "r", PROOFS[:2], ["Proof 1.", "Proof 2."]).close()
-    with JudgeServer(lambda proof, nth: "401" if "1" in proof else "right") as server:
+    with JudgeServer(lambda proof, nth: "400" if "1" in proof else "right") as server:
         (tmp_path / "judge.yaml").write_text(
             yaml.safe_dump({"judges": [{"base_url": server.url, "model": "scripted", "price_completion": 1.0}]})
         )

@@ -90,9 +90,9 @@ def test_the_judge_votes_and_may_fail(structured: bool, tmp_path: Path) -> None:
     assert isinstance(tie, Failed)
     assert (tie.kind, tie.cost.requests) == ("undecided", 2)
     with JudgeServer(lambda answer, nth: "401") as server:
-        (refused,) = grade(PROBLEM, r"\boxed{n=2k+1}", config=judged_by(server))
-    assert isinstance(refused, Failed)
-    assert refused.kind == "refused"
+        (failed,) = grade(PROBLEM, r"\boxed{n=2k+1}", config=judged_by(server))
+    assert isinstance(failed, Failed)
+    assert (failed.kind, failed.of_grader) == ("no access", True)
 
 
 @pytest.mark.parametrize("structured", [True, False])

@@ -187,7 +187,7 @@ def test_the_command_goes_on_where_it_was_cut_off(
         *(deepseek_row(name, f"Proof {i}.", people[i]) for i, name in enumerate(names)),
     )
     refused = {"Proof 4."}
-    with JudgeServer(lambda proof, nth: "401" if proof in refused else "right") as server:
+    with JudgeServer(lambda proof, nth: "400" if proof in refused else "right") as server:
         config = tmp_path / "judge.yaml"
         config.write_text(f"judges: [{{base_url: {server.url}, model: scripted, price_prompt: 1.0}}]\n")
         command = ("--config", config, "--data", data, "--attacked", 2, "--out", tmp_path / "out")

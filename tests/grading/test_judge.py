@@ -106,18 +106,26 @@ def test_a_failure_is_retried_and_named_when_given_up_on(fate: str, structured: 
         failed = with_judge(config(server, **settings), once)
         assert isinstance(failed, Failed)
         assert (failed.kind, failed.cost.requests) == (kind, 2)
+        assert failed.of_grader == (kind in ("timeout", "rate limit", "server error", "connection"))
         assert judges[1].account.failed == {kind: 1}
         told = [served for served in server.served if served.written]
         assert failed.cost.completion_tokens == sum(served.completion_tokens for served in told)
         assert failed.cost == judges[1].account.cost
 
 
-@pytest.mark.parametrize("fate", ["400", "401", "403", "404", "422", "quota"])
-def test_what_the_server_refuses_is_not_retried(fate: str) -> None:
+@pytest.mark.parametrize(
+    ("fate", "kind"),
+    [
+        *((status, "refused") for status in ("400", "413", "422")),
+        *((status, "no access") for status in ("401", "402", "403", "404", "quota")),
+    ],
+)
+def test_what_the_server_refuses_is_not_retried(fate: str, kind: str) -> None:
     with JudgeServer(script(fate, "right")) as server:
         failed = with_judge(config(server), lambda judge: judge.grade(ITEMS, "Proof."))
     assert isinstance(failed, Failed)
-    assert (failed.kind, failed.cost.requests, len(server.served)) == ("refused", 1, 1)
+    assert (failed.kind, failed.of_grader) == (kind, kind == "no access")  # which is so whatever is asked
+    assert (failed.cost.requests, len(server.served)) == (1, 1)
 
 
 def test_the_key_is_sent_and_shown_nowhere(
@@ -214,8 +222,18 @@ def test_the_deadline_ends_a_grade_by_name() -> None:
         "deadline",
         f"judge scripted at {server.url}: no answer of use within 0.9 s; {last}",
     )
+    assert failed.of_grader
     assert failed.cost == judges[0].account.cost == Cost(requests=3)
     assert judges[0].account.outcomes == {"server error": 1, "timeout": 1, "cancelled": 1}
+
+
+def test_a_deadline_that_unclear_answers_have_used_up_is_no_trouble_of_the_grader() -> None:
+    with JudgeServer(script("no verdict", "hang")) as server:
+        settings = config(server, timeout_seconds=0.9, deadline_seconds=0.9)
+        failed = with_judge(settings, lambda judge: judge.grade(ITEMS, "Proof."))
+    assert isinstance(failed, Failed)
+    assert "last failure: unreadable answer" in failed.reason
+    assert (failed.kind, failed.of_grader) == ("deadline", False)
 
 
 def test_a_grade_that_nobody_waits_for_any_more_keeps_no_place() -> None:

@@ -73,7 +73,7 @@ def test_too_few_votes_are_no_grade_and_are_paid_for() -> None:
     assert isinstance(failed, Failed)
     assert failed.kind == "too few votes"
     # which two it hits is for the order in which their requests arrive
-    refused = [model for model in "abc" if f"refused: judge {model} at {server.url}: status 401" in failed.reason]
+    refused = [model for model in "abc" if f"no access: judge {model} at {server.url}: status 401" in failed.reason]
     assert len(refused) == 2
     assert failed.reason.startswith("1 votes of 3, 2 needed: ")
     assert (failed.cost.requests, failed.cost) == (3, sum((a.cost for a in panel.accounts[1:]), panel.accounts[0].cost))
@@ -85,6 +85,24 @@ def test_too_few_votes_are_no_grade_and_are_paid_for() -> None:
         graded, _ = grade(server, *judges, min_votes=1)
         assert isinstance(graded, Graded)
         assert graded.points == 4
+
+
+@pytest.mark.parametrize(
+    ("fates", "of_grader"),
+    [
+        (("give 3 1", "401", "400"), True),  # with the judge that cannot be asked there would be two votes
+        (("401", "401", "400"), True),
+        (("give 3 1", "400", "400"), False),
+        (("401", "400", "400"), False),
+    ],
+)
+def test_too_few_votes_are_waited_for_where_judges_that_are_well_would_be_enough(
+    fates: tuple[str, ...], of_grader: bool
+) -> None:
+    with JudgeServer(in_turn(*fates)) as server:
+        failed, _ = grade(server, {"votes": 3})
+    assert isinstance(failed, Failed)
+    assert (failed.kind, failed.of_grader) == ("too few votes", of_grader)
 
 
 def test_votes_are_kept_one_by_one(tmp_path: Path) -> None:
