@@ -188,7 +188,8 @@ class RolloutConfig(Settings):
     """A group of which less than this share was graded, or fewer than 2 rollouts, is dropped and another generated in
     its place. Rollouts that are left out as too old are none of it."""
     max_failure_rate: float = Field(default=0.3, gt=0, le=1)
-    """When more than this share of the last grades failed, the step waits and says so until graders answer again."""
+    """When more than this share of the last grades failed, the step waits and says so until graders answer again. A
+    proof that they answer about and never grade is given up after three times."""
     failure_pause_seconds: float = Field(default=30.0, gt=0)
     """How long it waits before it asks the grader again."""
 

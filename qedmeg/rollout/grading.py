@@ -15,6 +15,8 @@ from qedmeg.rollout.sample import Sample
 from qedmeg.rollout.schedule import GRADES_WATCHED, too_many_failures
 from qedmeg.thinking import END_OF_THINK
 
+TRIES_IN_OUTAGES = 3
+"""Failures of its own after which a proof is given up, though the grader as a whole is failing."""
 NO_PROOF = "no proof"
 """In place of the grader's version where none was asked."""
 
@@ -49,8 +51,9 @@ def no_proof(problem: Problem | ProofProblem) -> Graded:
 class PatientGrader:
     """A grader that is not asked for a while when too many of its last grades failed, and then asked again.
 
-    What failed in such an outage says nothing about a proof: it is graded again. `keep` is told of these failures, with
-    the id of their rollout, and `say` what a person should see.
+    What failed in such an outage says little about a proof: it is graded again, for as long as the grader is in
+    trouble, but `TRIES_IN_OUTAGES` times at most where it is the proof that gets no grade. `keep` is told of these
+    failures, with the id of their rollout, and `say` what a person should see.
     """
 
     def __init__(
@@ -66,7 +69,7 @@ class PatientGrader:
         self._open = asyncio.Event()
         self._open.set()
         self._on_trial = False
-        """It had failed, and has not answered since it was asked again."""
+        """It had failed, and has graded nothing since it was asked again."""
         self._last: list[Grade] = []
 
     @property
@@ -81,16 +84,20 @@ class PatientGrader:
 
     async def grade(self, problem: Problem | ProofProblem, proof: str, rollout: int) -> Grade:
         """The grade; `Failed` where this proof's failed and not the grader as a whole."""
+        tries = 0
         while True:
             await self._open.wait()
+            asked_on_trial = self._on_trial
             grade = await self._grader.grade(problem, proof)
             self._last = [*self._last, grade][-GRADES_WATCHED:]
             if isinstance(grade, Graded):
-                if self._on_trial:
+                if asked_on_trial:
                     self._on_trial, self._last = False, []
                 return grade
+            tries += not grade.of_grader
             failed = [isinstance(one, Failed) for one in self._last]
-            if not (self._on_trial or self.is_paused or too_many_failures(failed, self._max_failure_rate)):
+            in_trouble = self._on_trial or self.is_paused or too_many_failures(failed, self._max_failure_rate)
+            if not in_trouble or tries >= TRIES_IN_OUTAGES:
                 return grade
             self._keep(rollout, grade)
             if not self.is_paused:
@@ -98,6 +105,7 @@ class PatientGrader:
 
     async def _pause(self, last: Failed) -> None:
         self._open.clear()
+        self._on_trial = True  # until something that is asked from here on is graded
         kinds = Counter(grade.kind for grade in self._last if isinstance(grade, Failed))
         told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         self._say(
@@ -105,5 +113,4 @@ class PatientGrader:
             f"{self._pause_seconds:g} s, then they are asked again; the last failure: {last.reason}"
         )
         await asyncio.sleep(self._pause_seconds)
-        self._on_trial = True
         self._open.set()

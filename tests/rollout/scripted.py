@@ -52,6 +52,8 @@ class Script:
     grade_seconds: float = 0.0
     failing: float = 0.0
     """Share of proofs, drawn by their text, whose grade fails."""
+    refused: float = 0.0
+    """Share of proofs, drawn by their text, that graders refuse."""
     outage: tuple[int, int] = (0, 0)
     """All grades between these two, counted from 0, fail."""
     same: float = 0.0
@@ -196,7 +198,10 @@ class ScriptedGrader:
         fails = random.Random(proof).random() < self.script.failing
         if fails or self.script.outage[0] <= number < self.script.outage[1]:
             self.log("failed")
-            return Failed("timeout", "no answer", cost)
+            return Failed("timeout", "no answer", cost, of_grader=True)
+        if random.Random(f"refused {proof}").random() < self.script.refused:
+            self.log("refused")
+            return Failed("refused", "not such a proof", cost)
         self.log("graded")
         graded = symbolic.grade(problem, proof)
         return type(graded)(graded.points, graded.of, graded.items, self.version, cost)

@@ -10,7 +10,7 @@ import pytest
 
 from qedmeg.errors import UserError
 from qedmeg.grading.grade import Graded
-from qedmeg.rollout.grading import NO_PROOF, proof_of
+from qedmeg.rollout.grading import NO_PROOF, TRIES_IN_OUTAGES, proof_of
 from qedmeg.rollout.protocol import WeightsNeeded
 from qedmeg.rollout.sample import Batch, Sample
 from qedmeg.rollout.store import STORE_FILE, read_batch
@@ -193,6 +193,25 @@ def test_an_outage_is_waited_for_and_costs_no_rollout(setting: Setting, run_dir:
     assert "graders are failing" in run.said[0]
     assert "timeout of the last" in run.said[0]
     assert "no proof is graded for 0.05 s, then they are asked again; the last failure: no answer" in run.said[0]
+
+
+@pytest.mark.parametrize("outage", [(0, 0), (8, 40)])
+def test_proofs_that_never_get_a_grade_hold_up_no_step(
+    setting: Setting, run_dir: Path, outage: tuple[int, int]
+) -> None:
+    """Four of ten are refused whenever they are asked about: more than may fail, and in the end all that is left."""
+    config = setting.config(run_dir, max_failure_rate=0.1, regrades=1, failure_pause_seconds=0.02)
+    batches, run = collect(setting, config, Script(refused=0.4, outage=outage), steps=4)
+    check(batches, max_lag=0)
+    assert "graders are failing" in run.said[0]
+    refused = query(run_dir, "SELECT sum(failure IS 'refused'), sum(counts) FROM grades GROUP BY rollout")
+    assert max(times for times, _ in refused) == TRIES_IN_OUTAGES
+    assert {counted for _, counted in refused} == {1}
+    (counted,), (waited,) = query(
+        run_dir, "SELECT sum(failure IS 'timeout') FROM grades GROUP BY counts ORDER BY -counts"
+    )
+    assert counted <= 2
+    assert counted + waited == outage[1] - outage[0]
 
 
 def test_groups_without_variance_are_replaced(setting: Setting, run_dir: Path) -> None:
