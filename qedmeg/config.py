@@ -222,13 +222,17 @@ class EndpointConfig(Settings):
     breaker_pause_seconds: float = Field(default=30.0, gt=0)
     """For how long; then one request is sent to see whether the server answers again."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _check_place(self) -> None:
+        """Raises ValueError where the settings do not say where the model is."""
         address = urlsplit(self.base_url)
         if address.scheme not in ("http", "https") or not address.hostname:
             raise ValueError("base_url should be an address such as http://localhost:8000/v1")
         if address.username or address.password or address.query:
             raise ValueError("base_url holds a user, a password or a query; give the key in api_key_env's variable")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        self._check_place()
         if self.timeout_seconds > self.deadline_seconds:
             raise ValueError(
                 f"timeout_seconds {self.timeout_seconds:g} is greater than deadline_seconds {self.deadline_seconds:g}"
@@ -241,9 +245,39 @@ class EndpointConfig(Settings):
         return self
 
 
-class JudgeConfig(EndpointConfig):
-    """A language model that grades proofs."""
+class JudgeServerConfig(Settings):
+    """A model folder that a vLLM server is started for on this machine, which ends with the program."""
 
+    folder: Path
+    """A Hugging Face folder."""
+    tp: int = Field(default=1, ge=1)
+    """Tensor parallel size."""
+    devices: tuple[int, ...] = ()
+    """GPUs of this machine for it alone, `tp` of them. None: the last of those that the run sees and neither trains nor
+    generates on."""
+    max_length: int | None = Field(default=None, ge=2)
+    """Longest prompt and answer, in tokens. None: the model's context."""
+    kv_cache_gib: float | None = Field(default=None, gt=0)
+    """Memory for keys and values. None: a quarter GiB on CPU; with the weights 92 % of a GPU."""
+    start_seconds: float = Field(default=900.0, gt=0)
+    """Longest wait for it to start."""
+
+    @model_validator(mode="after")
+    def _enough_devices(self) -> Self:
+        if self.devices and len(set(self.devices)) != self.tp:
+            raise ValueError(f"devices {list(self.devices)} are not as many GPUs as tp {self.tp}")
+        return self
+
+
+class JudgeConfig(EndpointConfig):
+    """A language model that grades proofs: at an address, or served by whoever grades."""
+
+    base_url: str = ""
+    """Address of the server, such as http://localhost:8000/v1. Left out where `serve` is given."""
+    model: str = ""
+    """Name of the model there. Left out where `serve` is given: then it is the folder's, with a hash of its weights."""
+    serve: JudgeServerConfig | None = None
+    """A model folder to serve here, in place of base_url."""
     structured: bool = False
     """Ask for structured output (response_format json_schema), where the server has it; else the verdict is read from
     the text of the answer."""
@@ -251,6 +285,17 @@ class JudgeConfig(EndpointConfig):
     """Show the judge the reference solution of problems that have one."""
     votes: int = Field(default=1, ge=1)
     """Verdicts asked of this judge for each proof."""
+
+    def _check_place(self) -> None:
+        if bool(self.base_url) == (self.serve is not None):
+            raise ValueError("give either base_url, the address of a server, or serve, a model folder to start one for")
+        if self.serve is not None:
+            if self.model or self.api_key_env:
+                raise ValueError("model and api_key_env are of a server at base_url; leave them out beside serve")
+            return
+        super()._check_place()
+        if not self.model:
+            raise ValueError("model: missing: the name of the model at base_url")
 
 
 class GraderConfig(Settings):

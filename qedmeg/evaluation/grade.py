@@ -5,7 +5,7 @@ import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from qedmeg.grading.grade import Cost, Failed, Graded
 from qedmeg.grading.grader import AnyProblem, Grader
 from qedmeg.grading.graders import Graders
 from qedmeg.monitor.progress import bar
+from qedmeg.rollout.judges import served_judges
 from qedmeg.settings import describe, load_config
 
 
@@ -108,10 +109,14 @@ def read_grader(arguments: argparse.Namespace) -> GraderConfig:
 
 
 async def grade_runs(results: Results, runs: Sequence[str], config: GraderConfig, arguments: argparse.Namespace) -> int:
-    """Grade runs one after the other and tell of each; the exit status: 1 where grades have failed."""
-    graders = Graders(config)
+    """Grade runs one after the other and tell of each; the exit status: 1 where grades have failed. Judges' servers
+    write their logs into the folder `logs` beside the results."""
     failed = 0
-    try:
+    async with AsyncExitStack() as ending:
+        served, up = await ending.enter_async_context(served_judges(config, results.path.parent / "logs"))
+        graders = Graders(served)
+        ending.push_async_callback(graders.close)
+        await up
         for run in runs:
             outcome = await grade(
                 results,
@@ -129,8 +134,6 @@ async def grade_runs(results: Results, runs: Sequence[str], config: GraderConfig
             for kind, count in outcome.failed.most_common():
                 print(f"not graded, in no mean: {count} ({kind}); the same command tries them again")
             failed += outcome.failed.total()
-    finally:
-        await graders.close()
     return 1 if failed else 0
 
 

@@ -24,6 +24,7 @@ from qedmeg.grading.grader import Grader, ProofProblem
 from qedmeg.grading.panel import make_grader
 from qedmeg.grading.rated import RatedProof, embedded_rated, load_rated
 from qedmeg.monitor.progress import bar
+from qedmeg.rollout.judges import served_judges
 from qedmeg.settings import describe, load_config
 
 matplotlib.use("Agg")
@@ -260,11 +261,13 @@ def main() -> int:
     tried = attacks([(proof.problem, proof.proof) for proof in best.values()][: arguments.attacked])
 
     async def run() -> Calibration:
-        grader = make_grader(config)
-        try:
-            return await calibrate(grader, rated, tried)
-        finally:
-            await grader.close()
+        async with served_judges(config, arguments.out / "logs") as (served, up):
+            grader = make_grader(served)
+            try:
+                await up
+                return await calibrate(grader, rated, tried)
+            finally:
+                await grader.close()
 
     result = asyncio.run(run())
     partial = arguments.out / "calibration.partial"

@@ -127,7 +127,7 @@ def carry(source: Path, target: Path, *, rounded_to: str | None = None) -> None:
 
 _ADDRESSES = ("base_url", "servers")
 _SECRETS = ("api_key_env",)
-_PATHS = ("run_dir", "hf", "megatron", "reference", "cache", "chat_template")
+_PATHS = ("run_dir", "hf", "megatron", "reference", "cache", "chat_template", "folder")
 _PATHS_OR_NAMES = ("train", "validation", "tokenizer")
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
@@ -143,7 +143,7 @@ def _masked(name: str, value: Any, place: int = 1) -> Any:
         return masked(value)
     if isinstance(value, list | tuple):
         return [_masked(name, one, place) for place, one in enumerate(value, 1)]
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value:
         return value
     if name in _SECRETS:
         return None

@@ -170,7 +170,8 @@ def _rewarded_by(settings: dict[str, Any]) -> str:
     if "grader" not in settings:
         return ""
     judges = settings["grader"].get("judges") or []
-    return ", ".join(f"{judge['model']} (votes {judge['votes']})" for judge in judges) or "the symbolic proof checker"
+    named = ((judge["model"] or judge["serve"]["folder"], judge["votes"]) for judge in judges)
+    return ", ".join(f"{name} (votes {votes})" for name, votes in named) or "the symbolic proof checker"
 
 
 def _data(stages: Sequence[Stage]) -> Markdown | None:

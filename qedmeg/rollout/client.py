@@ -105,8 +105,8 @@ class RolloutClient:
     def __init__(
         self, config: RolloutSettings, run_dir: Path, model_folder: Path, *, command: Sequence[str] = COMMAND
     ) -> None:
-        """Start it and wait until its engines are up. `model_folder` is a Hugging Face folder, whose weights are not
-        needed: engines are sent theirs."""
+        """Start it and wait until its engines and judges are up. `model_folder` is a Hugging Face folder, whose weights
+        are not needed: engines are sent theirs."""
         self.store = run_dir.absolute() / STORE_FILE
         self.log = run_dir.absolute() / LOG_FILE
         # the process keeps these deadlines towards engines: its own error, which says more, comes first
@@ -123,7 +123,8 @@ class RolloutClient:
         self._reader = threading.Thread(target=self._read, name="rollout-process", daemon=True)
         self._reader.start()
         try:
-            seconds = config.rollout.start_seconds + SECONDS_BESIDE_ENGINES
+            judges = (judge.serve.start_seconds for judge in config.grader.judges if judge.serve is not None)
+            seconds = config.rollout.start_seconds + max(judges, default=0.0) + SECONDS_BESIDE_ENGINES
             self._wait(self._ready, "start", seconds, silent=seconds)
         except BaseException:
             self.close()

@@ -150,8 +150,21 @@ def _places(config: RolloutConfig, trainer_gpus: int) -> list[Place]:
     """The GPUs of each engine that is started here; on a CPU none."""
     if not config.devices and not device.has_gpu():
         return [Place((), False)] * max(config.start, 1)
+    return places(config, seen_gpus(), trainer_gpus)
+
+
+def seen_gpus() -> list[str]:
+    """The GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them."""
     seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-    return places(config, seen.split(","), trainer_gpus)
+    return seen.split(",")
+
+
+def gpus_in_use(config: RolloutConfig, trainer_gpus: int) -> list[str]:
+    """The GPUs of the trainer and of the engines that `make_fleet` starts, before it is called; on a CPU none."""
+    if not device.has_gpu():
+        return []
+    engines = [] if config.servers else _places(config, trainer_gpus)
+    return [*seen_gpus()[:trainer_gpus], *(gpu for place in engines for gpu in place.gpus)]
 
 
 class LocalFleet:

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,8 @@ from qedmeg.grading.graders import Graders
 from qedmeg.grading.panel import make_grader
 from qedmeg.model.families import read_architecture
 from qedmeg.rollout.collect import Collector
-from qedmeg.rollout.fleet import Fleet, make_fleet
+from qedmeg.rollout.fleet import Fleet, gpus_in_use, make_fleet
+from qedmeg.rollout.judges import served_judges
 from qedmeg.rollout.prompt_source import ProblemOrder, PromptSource
 from qedmeg.rollout.protocol import SECONDS_BETWEEN_SIGNS, EngineLost, ErrorKind, ProcessConfig, WeightsNeeded
 from qedmeg.rollout.state_prompts import make_state_prompts
@@ -113,6 +114,10 @@ async def serve(config: ProcessConfig, channel: Channel, make_fleet: FleetMaker,
         longest = max(longest, validated)
     async with AsyncExitStack() as ending:
         store = ending.enter_context(closing(Store(config.run_dir / STORE_FILE, identity)))
+        taken = gpus_in_use(config.rollout, config.trainer_gpus)  # make_fleet changes what this process sees
+        grading, judges_up = await ending.enter_async_context(
+            served_judges(config.grader, config.run_dir / "logs", taken)
+        )
         fleet = make_fleet(config.rollout, config.run_dir, config.model_folder, longest, config.trainer_gpus)
         ending.push_async_callback(fleet.close)
         source: PromptSource = ProblemOrder(prompts, config.data.seed)
@@ -122,18 +127,18 @@ async def serve(config: ProcessConfig, channel: Channel, make_fleet: FleetMaker,
                 summariser = ServedSummariser(asks.cache.summariser)
                 ending.push_async_callback(summariser.close)
             source = StateSource(config, prompts, asks, fleet, store, summariser, channel.say)
-        grader = make_grader(config.grader)
+        grader = make_grader(grading)
         ending.push_async_callback(grader.close)
         validator = None
         if validation is not None:
             from qedmeg.rollout.validation import Validator  # seconds to import, of statistics and plots
 
-            graders = Graders(config.grader, grader)
+            graders = Graders(grading, grader)
             ending.push_async_callback(graders.close)
             validator = Validator(config, validation, longest, tokenizer, fleet, graders, channel.say)
             ending.callback(validator.close)
         collector = Collector(config, source, tokenizer, fleet, grader, store, channel.say)
-        service = _Service(collector, fleet, validator, channel)
+        service = _Service(collector, fleet, judges_up, validator, channel)
         ending.push_async_callback(service.give_up)
         ending.callback(_exit_in, SECONDS_TO_END)  # the first that is done in the end, whatever hangs in the others
         await _until_the_trainer_ends(service)
@@ -142,13 +147,25 @@ async def serve(config: ProcessConfig, channel: Channel, make_fleet: FleetMaker,
 class _Service:
     """Answers requests, each in a task of its own."""
 
-    def __init__(self, collector: Collector, fleet: Fleet, validator: "Validator | None", channel: Channel) -> None:
+    def __init__(
+        self,
+        collector: Collector,
+        fleet: Fleet,
+        judges_up: Awaitable[None],
+        validator: "Validator | None",
+        channel: Channel,
+    ) -> None:
         self.collector, self.fleet, self.validator, self.channel = collector, fleet, validator, channel
+        self._judges_up = judges_up
         self._under_way: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Start the engines and collect."""
-        await self.fleet.start()
+        """Start the engines while the judges' servers start too, and collect."""
+        engines = asyncio.create_task(self.fleet.start())
+        try:
+            await asyncio.gather(engines, self._judges_up)
+        finally:
+            engines.cancel()  # where a judge has failed before
         gc.freeze()  # as the trainer does
         self.channel.send({"ready": True})
         await self.collector.run()

@@ -25,9 +25,10 @@ from qedmeg.rollout.server_main import PARENT
 
 SHORT_SECONDS = 30.0
 """Longest wait for an answer that needs no computing."""
+KEY = "VLLM_API_KEY"
+"""Environment variable with the key of servers, which they and who asks them read."""
 _SECONDS_BETWEEN_LINES = 10.0
 _LOG_LINES = 12
-_KEY = "VLLM_API_KEY"  # of the environment, of servers and of who asks them
 _BUSY = frozenset({408, 425, 429})
 
 logger = logging.getLogger(__name__)
@@ -163,7 +164,7 @@ class Server:
 
     def __init__(self, address: str) -> None:
         self.address = address.rstrip("/")
-        key = os.environ.get(_KEY)
+        key = os.environ.get(KEY)
         self._session = aiohttp.ClientSession(
             headers={"Authorization": f"Bearer {key}"} if key else None,
             # A connection each: one that was kept might be closed by the server just when it is used again.
@@ -284,8 +285,10 @@ class Server:
             raise BadAnswer(self.address, f"{route}: the answer is no JSON") from None
 
 
-async def wait_until_up(server: Server, process: ServerProcess | None, seconds: float) -> None:
-    """Wait for a server to answer, with a line in the log now and then.
+async def wait_until_up(
+    server: Server, process: ServerProcess | None, seconds: float, setting: str = "rollout.start_seconds"
+) -> None:
+    """Wait for a server to answer, with a line in the log now and then. `setting` says how long.
 
     Raises:
         UserError: the process ended; it has the last lines of its log. Or it did not answer in time.
@@ -302,7 +305,7 @@ async def wait_until_up(server: Server, process: ServerProcess | None, seconds: 
         now = time.monotonic()
         if now - started > seconds:
             log = f"; {process.told()}" if process else "; is the address right, and is the server running?"
-            raise UserError(f"{server.address}: no answer within rollout.start_seconds {seconds:g} ({reason}){log}")
+            raise UserError(f"{server.address}: no answer within {setting} {seconds:g} ({reason}){log}")
         if now - shown > _SECONDS_BETWEEN_LINES:
             shown = now
             where = f", its log: {process.log}" if process else f" ({reason})"

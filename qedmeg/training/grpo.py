@@ -18,6 +18,7 @@ from qedmeg.config_rl import GRPOConfig, RLConfig
 from qedmeg.data.loader import Placement
 from qedmeg.data.prompts import PromptSet, load_prompts
 from qedmeg.errors import EXIT_REQUEUE, UserError
+from qedmeg.grading.judge_folders import check_judges
 from qedmeg.lineage.origin import begin_run
 from qedmeg.monitor.budget import TimeBudget
 from qedmeg.monitor.metrics import MetricsLogger, rl_note, time_metrics
@@ -58,6 +59,7 @@ def train(config: GRPOConfig) -> int:
             tokenizer, prompts, config.data, config.rollout, config.cache, start.model.max_positions
         )  # raises where there is no room for them
     plan = check_validation(config, start, tokenizer)
+    check_judges(config.grader)
     stop = StopRequest()
     parallel.initialize(start.parallelism, config.seed)
     state = start.training_state(

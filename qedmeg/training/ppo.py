@@ -18,6 +18,7 @@ from qedmeg import parallel
 from qedmeg.config_rl import PPOConfig
 from qedmeg.data.prompts import load_prompts
 from qedmeg.errors import EXIT_REQUEUE, UserError
+from qedmeg.grading.judge_folders import check_judges
 from qedmeg.lineage.origin import begin_run
 from qedmeg.model import torch_dist
 from qedmeg.monitor.metrics import MetricsLogger, rl_note, time_metrics
@@ -43,6 +44,7 @@ def train(config: PPOConfig) -> int:
     tokenizer = start.tokenizer(config.data.tokenizer, config.data.chat_template)
     prompts = load_prompts(config.data, tokenizer, longest_prompt(config, start))
     plan = check_validation(config, start, tokenizer)
+    check_judges(config.grader)
     stop = _RunTimer()
     parallel.initialize(start.parallelism, config.seed)
     state = start.training_state(

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from qedmeg.chat.endpoint import Endpoint, _retry_after
 from qedmeg.chat.message import RequestFailed
-from qedmeg.config import GraderConfig, JudgeConfig
+from qedmeg.config import GraderConfig, JudgeConfig, JudgeServerConfig
 from qedmeg.errors import UserError
 from qedmeg.grading.cache import GradeCache
 from qedmeg.grading.grade import Cost, Failed, Grade, Graded
@@ -356,5 +356,20 @@ def test_settings_come_from_a_file_and_are_checked(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValidationError, match=says):
             JudgeConfig(**{"base_url": "http://localhost/v1", "model": "judge"} | settings)
+    served = {"base_url": "", "model": "", "serve": {"folder": "judge"}}
+    for settings, says in (
+        ({"base_url": ""}, "give either base_url, the address of a server, or serve, a model folder"),
+        ({"serve": {"folder": "judge"}}, "give either base_url, the address of a server, or serve, a model folder"),
+        ({"model": ""}, "model: missing: the name of the model at base_url"),
+        (served | {"model": "judge"}, "model and api_key_env are of a server at base_url; leave them out"),
+        (served | {"serve": {"folder": "judge", "devices": (1,), "tp": 2}}, r"devices \[1\] are not as many"),
+    ):
+        with pytest.raises(ValidationError, match=says):
+            JudgeConfig(**{"base_url": "http://localhost/v1", "model": "judge"} | settings)
+    file.write_text("judges: [{serve: {folder: judges/mine, devices: [3]}, votes: 2}]\n")
+    folder = load_config(GraderConfig, file)
+    assert folder.judges[0].serve == JudgeServerConfig(folder=Path("judges/mine"), devices=(3,))
+    save_config(folder, file)
+    assert load_config(GraderConfig, file) == folder
     with pytest.raises(ValidationError, match="min_votes 4 is greater than the 3 votes"):
         GraderConfig(judges=loaded.judges, min_votes=4)

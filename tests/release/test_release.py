@@ -255,13 +255,23 @@ def test_masked_settings():
         "run_dir": "/home/me/runs/x",
         "data": {"train": "org/data", "validation": "../rows.jsonl", "prompt": "{problem} a/b"},
         "rollout": {"servers": ["http://node7:8000", "http://node8:8000"]},
-        "grader": {"judges": [{"base_url": "http://10.0.0.1:8000/v1", "model": "org/judge", "api_key_env": "MY_KEY"}]},
+        "grader": {
+            "judges": [
+                {"base_url": "http://10.0.0.1:8000/v1", "model": "org/judge", "api_key_env": "MY_KEY"},
+                {"base_url": "", "model": "", "serve": {"folder": "/home/me/judge"}},
+            ]
+        },
     }
     assert masked(settings) == {
         "run_dir": "x",
         "data": {"train": "org/data", "validation": "rows.jsonl", "prompt": "{problem} a/b"},
         "rollout": {"servers": ["http://masked-1.invalid", "http://masked-2.invalid"]},
-        "grader": {"judges": [{"base_url": "http://masked-1.invalid", "model": "org/judge", "api_key_env": None}]},
+        "grader": {
+            "judges": [
+                {"base_url": "http://masked-1.invalid", "model": "org/judge", "api_key_env": None},
+                {"base_url": "", "model": "", "serve": {"folder": "judge"}},
+            ]
+        },
     }
 
 
