@@ -15,8 +15,8 @@ def main() -> int:
     from qedmeg.settings import describe, load_config
 
     parser = argparse.ArgumentParser(
-        description="Reinforcement learning on rubric grades. It starts its engines and its rollout process, or uses "
-        "the servers it is given. Run again, it goes on from the last checkpoint.",
+        description="Reinforcement learning on rubric grades. It starts its engines, judges and rollout process, or "
+        "uses the servers it is given. Run again, it goes on from the last checkpoint.",
         epilog="example:\n"
         "  torchrun --nproc-per-node 2 recipes/grpo.py --config recipes/configs/grpo_demo.yaml\n\n"
         "settings:\n" + describe(GRPOConfig),

@@ -16,8 +16,8 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(
         description="Reinforcement learning on rubric grades by NeMo-Aligner's trainers: PPO with a critic, or "
-        "REINFORCE. It starts its engines and its rollout process, or uses the servers it is given. Run again, it goes "
-        "on from the last checkpoint.",
+        "REINFORCE. It starts its engines, judges and rollout process, or uses the servers it is given. Run again, it "
+        "goes on from the last checkpoint.",
         epilog="examples:\n"
         "  torchrun --nproc-per-node 2 recipes/ppo.py --config recipes/configs/ppo_demo.yaml parallel.tp=2\n"
         "  torchrun --nproc-per-node 2 recipes/ppo.py --config recipes/configs/reinforce_demo.yaml\n\n"

@@ -17,7 +17,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description="Reinforcement learning with the reasoning cache: the policy reasons and summarises in rounds, and "
         "is trained on rubric grades of what it proves from these states, and of what its summaries improve. It starts "
-        "its engines and its rollout process, or uses the servers it is given. Run again, it goes on from the last "
+        "its engines, judges and rollout process, or uses the servers it is given. Run again, it goes on from the last "
         "checkpoint.",
         epilog="example:\n"
         "  torchrun --nproc-per-node 2 recipes/rc.py --config recipes/configs/rc_demo.yaml\n\n"

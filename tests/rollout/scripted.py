@@ -4,7 +4,8 @@
 request's seed, after a delay. `ScriptedGrader` is the symbolic grader, which may be slow or fail. Both write a line for
 each thing that they were asked to a file that outlives them, so that nothing is counted twice unseen over kills.
 
-As a program it is the rollout process with these two, which kills itself where it is told to:
+As a program it is the rollout process with these two, or with judges where there are any, which kills itself where it
+is told to:
 
     python tests/rollout/scripted.py --config FOLDER/rollout_process.yaml      with FOLDER/script.json
 """
@@ -30,8 +31,9 @@ from qedmeg.data.problems import Problem, demonstration, generate, reference_pro
 from qedmeg.data.tokenizer import Tokenizer, load_tokenizer  # noqa: E402
 from qedmeg.grading import symbolic  # noqa: E402
 from qedmeg.grading.grade import Cost, Failed, Grade  # noqa: E402
-from qedmeg.grading.grader import ProofProblem  # noqa: E402
-from qedmeg.rollout import process  # noqa: E402
+from qedmeg.grading.grader import Grader, ProofProblem  # noqa: E402
+from qedmeg.grading.panel import Panel  # noqa: E402
+from qedmeg.rollout import process, server  # noqa: E402
 from qedmeg.rollout.engine import Request  # noqa: E402
 from qedmeg.rollout.protocol import EngineLost  # noqa: E402
 from qedmeg.rollout.sample import Sample, Sampling  # noqa: E402
@@ -61,6 +63,8 @@ class Script:
     thinking: bool = False
     kill: tuple[str, int, str] = ("", 0, "")
     """Store's method at whose n-th call (from 1) the process kills itself, and whether `before` or `after` it."""
+    judge: str = ""
+    """Program of the judges' servers, which is given the port, in place of vLLM's."""
     lose_weights_at: int = -1
     """After so many samples the engines say that they were started anew, until they are sent weights again."""
     refuses_weights: bool = False
@@ -245,6 +249,8 @@ def main() -> int:
     script = Script(**{name: tuple(value) if isinstance(value, list) else value for name, value in told.items()})
     if script.kill[1]:
         kill_at(*script.kill)
+    if script.judge:
+        server.command = lambda model, host, port, *_, **__: [sys.executable, "-c", script.judge, f"{port}"]
     os.write(1, b"a print of C before it begins\n")
     print("a print before it begins")
 
@@ -256,8 +262,8 @@ def main() -> int:
         by_statement = {problem.statement: problem for problem in problems()}
         return ScriptedFleet(script, appender(run_dir / GENERATED_FILE), load_tokenizer(model_folder), by_statement)
 
-    def make_grader(config: GraderConfig) -> ScriptedGrader:
-        return ScriptedGrader(script, appender(run_dir / GRADED_FILE))
+    def make_grader(config: GraderConfig) -> Grader:
+        return Panel(config) if config.judges else ScriptedGrader(script, appender(run_dir / GRADED_FILE))
 
     return process.main(make_fleet, make_grader)
 

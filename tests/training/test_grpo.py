@@ -204,6 +204,8 @@ def test_two_model_parallel_ranks_do_the_same_without_validation(finished, judge
         (["loss.ratio_against=engine"], "would correct twice"),
         (["parallel.tp=3"], "parallel.tp: 3 does not divide"),
         (["data.prompt=Prove it."], "must hold {problem}"),
+        (["grader.judges=[{serve: {folder: nowhere}}]"], "nowhere/config.json: no such file"),
+        (["grader.judges=[{model: judge}]"], "give either base_url, the address of a server, or serve"),
         (["validation.benchmark=embeded"], "validation.benchmark: 'embeded' is neither known nor a file"),
         (["validation.every=3"], "validation.benchmark: missing and has no default: What is answered"),
     ],
