@@ -61,9 +61,11 @@ class LossConfig(Settings):
     ratio_against: Literal["trainer", "engine"] = "trainer"
     """Whose log-probabilities the ratio is against: the trainer's own, of the weights before the step, or those that
     the engine sampled with, as QED-Nano has it: the ratio is then the correction too."""
-    correction: Literal["none", "token", "sequence"] = "token"
+    correction: Literal["none", "token", "sequence_product", "sequence_mean"] = "token"
     """Weights for the difference between trainer and engine (and of weight versions, under lag), where the ratio is
-    against the trainer's own log-probabilities: of each token, or the geometric mean of a sequence's."""
+    against the trainer's own log-probabilities: of each token, or one a sequence, the product of its tokens' (as
+    truncated importance sampling of sequences has it, unbiased but for the cap), or their geometric mean (biased, but
+    as steady for long sequences as for short ones)."""
     correction_cap: float = Field(default=2.0, ge=1)
     """Highest such weight."""
     normalisation: Literal["token_sum", "token_mean", "sequence_mean"] = "token_mean"

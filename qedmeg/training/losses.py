@@ -107,10 +107,11 @@ def policy_loss(
     dual clip (arXiv 1912.09729) and GSPO's ratio of sequences (arXiv 2507.18071, eqs. 5 and 7); or of CISPO
     (arXiv 2506.13585, eqs. 4 and 5). KL and entropy are not corrected for the engine.
 
-    A sequence's correction is the geometric mean of its tokens' ratios, not their product. The product alone is
-    unbiased, but the variance of its logarithm grows with the length: at a deviation of 0.02 a token and 10,000 tokens
-    its logarithm spreads by 2, and what remains after truncation is chance (GSPO divides by the length for the same
-    reason; huggingface/trl#5815 measured mean weights of 0.57 by the product and 0.99 by the mean on the same tokens).
+    A sequence's correction is the product of its tokens' ratios or their geometric mean. Only the product, before the
+    cap, is unbiased, but the variance of its logarithm grows with the length: at a deviation of 0.02 a token and 10,000
+    tokens its logarithm spreads by 2, and what remains after truncation is chance (GSPO divides by the length for the
+    same reason; huggingface/trl#5815 measured mean weights of 0.57 by the product and 0.99 by the mean on the same
+    tokens).
 
     Where the mask is 0, any number may stand, NaN too: it changes neither loss nor gradient.
 
@@ -153,7 +154,11 @@ def policy_loss(
     capped_K = torch.zeros_like(low_K)
     if config.correction != "none":
         log_weight_K = _bounded(old_K - engine_K)
-        correction_K = (documents.means(log_weight_K) if config.correction == "sequence" else log_weight_K).exp()
+        if config.correction == "sequence_product":
+            log_weight_K = documents.sums(log_weight_K)
+        elif config.correction == "sequence_mean":
+            log_weight_K = documents.means(log_weight_K)
+        correction_K = log_weight_K.exp()
         capped_K = correction_K > config.correction_cap
         losses_K = losses_K * correction_K.clamp(max=config.correction_cap)
 
@@ -251,13 +256,16 @@ class _Documents:
     segments: int
     cp_group: dist.ProcessGroup | None
 
+    def sums(self, values_K: torch.Tensor) -> torch.Tensor:
+        """For each token, the sum of `values_K` over the trained tokens of its document, on whichever rank."""
+        sums_S = _segment_sums(values_K, self.segment_K, self.segments)
+        if self.cp_group is not None:
+            sums_S = _SumOverRanks.apply(sums_S, self.cp_group)
+        return sums_S[self.segment_K]
+
     def means(self, values_K: torch.Tensor) -> torch.Tensor:
         """For each token, the mean of `values_K` over the trained tokens of its document, on whichever rank."""
-        sums_S = _segment_sums(values_K, self.segment_K, self.segments)
-        counts_S = _segment_sums(torch.ones_like(values_K), self.segment_K, self.segments)
-        if self.cp_group is not None:
-            sums_S, counts_S = _SumOverRanks.apply(torch.stack([sums_S, counts_S]), self.cp_group)
-        return (sums_S / counts_S.clamp(min=1.0))[self.segment_K]
+        return self.sums(values_K) / self.sums(torch.ones_like(values_K))
 
 
 class _SumOverRanks(torch.autograd.Function):

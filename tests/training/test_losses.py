@@ -170,10 +170,37 @@ def test_correction_of_tokens():
     assert sums["correction_capped"] == 1
 
 
-def test_correction_of_sequences():
+def test_correction_of_sequences_by_the_product():
+    """Weights 4 · 0.75 = 3, cut to 2, and 1.5 · 0.5 = 0.75: a token's own weight is neither cut nor counted."""
+    found, gradients, sums, *_ = _run(
+        LossConfig(correction="sequence_product", correction_cap=2.0),
+        lengths=[2, 2],
+        ratios=[1.0, 1.1, 1.0, 1.0],
+        advantages=[1.0, 1.0, 1.0, -2.0],
+        engine=[-1 - math.log(weight) for weight in (4, 0.75, 1.5, 0.5)],
+    )
+    assert found == pytest.approx(-2.0 - 2.2 - 0.75 + 1.5)
+    assert gradients == pytest.approx([-2.0, -2.2, -0.75, 1.5])
+    assert sums["correction_capped"] == 2
+
+
+def test_the_product_of_a_long_sequence_is_capped_or_vanishes():
+    """2²⁰⁰⁰ and 2⁻²⁰⁰⁰, beyond what a float holds."""
+    lengths = [2000, 2000]
+    engine = [-1 - math.log(2)] * lengths[0] + [-1 + math.log(2)] * lengths[1]
+    ones = [1.0] * sum(lengths)
+    found, gradients, sums, *_ = _run(
+        LossConfig(correction="sequence_product"), lengths=lengths, ratios=ones, advantages=ones, engine=engine
+    )
+    assert found == -2.0 * lengths[0]
+    assert gradients == [-2.0] * lengths[0] + [0.0] * lengths[1]
+    assert sums["correction_capped"] == lengths[0]
+
+
+def test_correction_of_sequences_by_the_mean():
     """Weights of the geometric mean: √(4 · 1) = 2, cut to 1.5, and 0.5."""
     found, gradients, sums, *_ = _run(
-        LossConfig(correction="sequence", correction_cap=1.5),
+        LossConfig(correction="sequence_mean", correction_cap=1.5),
         lengths=[2, 1],
         ratios=[1.0, 1.1, 1.0],
         advantages=[1.0, 1.0, 1.0],
@@ -185,7 +212,7 @@ def test_correction_of_sequences():
 
 
 def test_no_correction_where_the_ratio_is_against_the_engine():
-    for correction in ("none", "token", "sequence"):
+    for correction in ("none", "token", "sequence_product", "sequence_mean"):
         found, *_ = _run(LossConfig(correction=correction), lengths=[2], ratios=[1.1, 0.9], advantages=[1.0, 1.0])
         assert found == pytest.approx(-2.0)
 
@@ -221,7 +248,8 @@ CONFIGS = {
     "k3": {"kl_coef": 0.3},
     "entropy": {"entropy_coef": 0.1},
     "corrected": {"correction": "token", "ratio": "sequence", "entropy_coef": 0.1},
-    "corrected sequences": {"correction": "sequence", "correction_cap": 1.01, "kl_coef": 0.1},
+    "corrected by products": {"correction": "sequence_product", "correction_cap": 1.01, "kl_coef": 0.1},
+    "corrected by means": {"correction": "sequence_mean", "correction_cap": 1.01, "kl_coef": 0.1},
 }
 
 
@@ -294,8 +322,8 @@ def _parts(settings, slices, cp_group=None):
 
 
 WHOLE = (slice(0, 24), [0, 8, 12, 20, 24])
-SPREAD = {name: CONFIGS[name] for name in ("gspo", "corrected sequences", "dual")} | {
-    "cispo": {"objective": "cispo", "ratio": "sequence", "correction": "sequence"}
+SPREAD = {name: CONFIGS[name] for name in ("gspo", "corrected by products", "corrected by means", "dual")} | {
+    "cispo": {"objective": "cispo", "ratio": "sequence", "correction": "sequence_mean"}
 }
 
 

@@ -7,9 +7,9 @@ tokens and engine log-probabilities, its reward function given rewards; its forw
 replaced, given log-probabilities and entropies. Advantages, importance weights, loss and gradients are TRL's own.
 The exit status is 1 if anything differs by more than 1e-6.
 
-Not compared, since TRL has other or no such variants: KL by k1 and k2; the correction of sequences, which in TRL is the
-product over the tokens, here their geometric mean; masked truncated rollouts, which in TRL stay in the baseline; the
-leave-one-out baseline; the lower clip of CISPO.
+Not compared, since TRL has other or no such variants: KL by k1 and k2; the correction of sequences by the mean; masked
+truncated rollouts, which in TRL stay in the baseline; the leave-one-out baseline; the lower clip of CISPO. Not here are
+TRL's corrections that leave out what is beyond the cap (token_mask and sequence_mask), and its lower bound of a weight.
 """
 
 import argparse
@@ -56,6 +56,8 @@ MEAN, SEQUENCES = {"normalisation": "token_mean"}, {"normalisation": "sequence_m
 CISPO = {"objective": "cispo", "clip_low": 1.0, "clip_high": 0.3} | MEAN
 TRUNCATED = {"vllm_importance_sampling_mode": "token_truncate", "vllm_importance_sampling_clip_max": 1.2}
 CORRECTED = {"correction": "token", "correction_cap": 1.2}
+BY_PRODUCT = TRUNCATED | {"vllm_importance_sampling_mode": "sequence_truncate"}
+CORRECTED_BY_PRODUCT = CORRECTED | {"correction": "sequence_product"}
 VARIANTS = [
     Variant("GRPO", {"loss_type": "grpo"}, SEQUENCES),
     Variant("GRPO by deviation", {"loss_type": "grpo", "scale_rewards": "group"}, SEQUENCES, {"divide_by_std": True}),
@@ -77,6 +79,12 @@ VARIANTS = [
     Variant("CISPO", {"loss_type": "cispo", "epsilon_high": 1.3}, CISPO),
     Variant("CISPO, corrected", {"loss_type": "cispo", "epsilon_high": 1.3} | TRUNCATED, CISPO | CORRECTED),
     Variant("correction of tokens", {"loss_type": "dapo"} | TRUNCATED, CORRECTED | MEAN),
+    Variant("correction by product", {"loss_type": "dapo"} | BY_PRODUCT, CORRECTED_BY_PRODUCT | MEAN),
+    Variant(
+        "GSPO, corrected by product",
+        {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 0.03} | BY_PRODUCT,
+        {"ratio": "sequence", "clip_low": 0.03, "clip_high": 0.03} | CORRECTED_BY_PRODUCT | SEQUENCES,
+    ),
     Variant(
         "k3 as published",
         {"loss_type": "grpo", "beta": 0.1, "use_bias_correction_kl": False},
@@ -94,7 +102,7 @@ def main() -> int:
     logging.disable(logging.WARNING)
     disable_progress_bar()
     tensors = _tensors()
-    print(f"{'variant':<24}{'TRL':>12}{'qedmeg':>12}   greatest difference of advantage, loss, gradient")
+    print(f"{'variant':<28}{'TRL':>12}{'qedmeg':>12}   greatest difference of advantage, loss, gradient")
     worst = 0.0
     with tempfile.TemporaryDirectory() as folder:
         _save_model(Path(folder))
@@ -103,7 +111,7 @@ def main() -> int:
             differences = [(their - our).abs().max().item() for their, our in zip(theirs, ours, strict=True)]
             loss_differences = [differences[0], differences[1], max(differences[2:])]
             worst = max(worst, *differences)
-            row = f"{variant.name:<24}{theirs[1].item():>12.7f}{ours[1].item():>12.7f}   "
+            row = f"{variant.name:<28}{theirs[1].item():>12.7f}{ours[1].item():>12.7f}   "
             print(row + "  ".join(f"{difference:.1e}" for difference in loss_differences), flush=True)
     print(f"greatest difference {worst:.1e}, allowed {TOLERANCE:.0e}")
     return int(not worst <= TOLERANCE)
@@ -181,7 +189,7 @@ def _trl(variant: Variant, tensors: dict[str, torch.Tensor], folder: str) -> tup
 
 def _qedmeg(variant: Variant, tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """The same, of the same rows packed: each behind its prompt, padding at the end, NaN where nothing is trained."""
-    config = LossConfig(**variant.loss)
+    config = LossConfig(**({"correction": "none"} | variant.loss))
     groups = [
         group_advantages(
             torch.tensor(REWARDS[start : start + GROUP]),
@@ -203,12 +211,11 @@ def _qedmeg(variant: Variant, tensors: dict[str, torch.Tensor]) -> tuple[torch.T
 
     bounds = torch.tensor([0, *ends, len(mask_T)], dtype=torch.int32)
     logprobs_T, entropy_T = pack(tensors["logprobs"]).requires_grad_(), pack(tensors["entropy"]).requires_grad_()
-    corrected = config.correction != "none"
     loss, _ = policy_loss(
         config,
         logprobs_T=logprobs_T,
         old_logprobs_T=pack(tensors["old"]),
-        engine_logprobs_T=pack(tensors["engine" if corrected else "old"]),
+        engine_logprobs_T=pack(tensors["engine"]),
         advantages_T=pack(advantages_B[:, None].expand(-1, LONGEST)),
         mask_T=mask_T,
         weights_T=loss_weights(config, mask_T, bounds, len(LENGTHS) * variant.divisor, sum(LENGTHS)),
