@@ -55,7 +55,8 @@ async def generate(
     # the first sample of every problem, then the second: what is there of a run that was stopped tells the most
     left = [(one, n) for n in range(samples) for one in problems if (one.id, n) not in done]
     outcome = Outcome(known=len(problems) * samples - len(left))
-    with bar("answering", len(problems) * samples, done=outcome.known) as progress:
+    at_once = min(concurrency, len(left))
+    with bar("answering", len(problems) * samples, done=outcome.known, at_once=at_once) as progress:
 
         async def make(place: tuple[BenchmarkProblem, int]) -> None:
             problem, sample = place
@@ -86,5 +87,5 @@ async def generate(
             outcome.finished += 1
             progress.advance()
 
-        await work_through(left, min(concurrency, len(left)), make)
+        await work_through(left, at_once, make)
     return outcome

@@ -63,7 +63,8 @@ async def grade(
         if (one.problem, one.sample, grader.version, regrade) not in done:
             left.append((one, regrade, problems[one.problem], grader))
     outcome = Outcome(known=len(wanted) - len(left))
-    with bar("grading", len(wanted), done=outcome.known) as progress:
+    at_once = min(concurrency, len(left))
+    with bar("grading", len(wanted), done=outcome.known, at_once=at_once) as progress:
 
         async def give(place: tuple[Attempt, int, AnyProblem, Grader]) -> None:
             one, regrade, problem, grader = place
@@ -76,7 +77,7 @@ async def grade(
                 outcome.graded += 1
             progress.advance()
 
-        await work_through(left, min(concurrency, len(left)), give)
+        await work_through(left, at_once, give)
     return outcome
 
 

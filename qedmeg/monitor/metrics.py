@@ -74,15 +74,23 @@ def time_metrics(seconds: Mapping[str, float]) -> dict[str, float]:
 class MetricsLogger:
     """What NeMo-Aligner's trainers report to, on rank 0; on other ranks it keeps silent.
 
-    A run that goes on from step n forgets what was logged of step n and later by the attempt before. `note` makes the
-    progress line of a step's training metrics.
+    A run that goes on from step n forgets what was logged of step n and later by the attempt before. `step_line` makes
+    the line that each training step leaves in the log; without it, steps are too many for that, and `sft_note` of the
+    last is shown.
     """
 
     def __init__(
-        self, run_dir: Path, label: str, first_step: int, total_steps: int, *, is_main: bool, note: Note = sft_note
+        self,
+        run_dir: Path,
+        label: str,
+        first_step: int,
+        total_steps: int,
+        *,
+        is_main: bool,
+        step_line: Note | None = None,
     ) -> None:
         self.path = run_dir / METRICS_FILE
-        self.note = note
+        self.step_line = step_line
         self.is_main = is_main
         self.last: dict[str, float] = {}
         self._validated = ""
@@ -109,7 +117,8 @@ class MetricsLogger:
         if prefix == VALIDATION_PREFIX:
             self._validated = validation_note(metrics)
         if prefix == "train/":
-            self._bar.advance(note="  ".join(filter(None, (self._validated, self.note(metrics)))))
+            note = (self.step_line or sft_note)(metrics)
+            self._bar.advance(note="  ".join(filter(None, (self._validated, note))), keep=self.step_line is not None)
             self._validated = ""
         if not self.is_main:
             return

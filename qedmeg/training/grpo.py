@@ -82,7 +82,7 @@ def train(config: GRPOConfig) -> int:
         announce(label, config, start, prompts, first_step)
         announce_validation(config.validation, plan)
     checkpointer = checkpoint.Checkpointer(config.run_dir, config.checkpoint, start.hf_files, state)
-    logger = MetricsLogger(config.run_dir, label, first_step, config.max_steps, is_main=is_main, note=rl_note)
+    logger = MetricsLogger(config.run_dir, label, first_step, config.max_steps, is_main=is_main, step_line=rl_note)
     with RolloutSource(config, start.hf_files, state.policy, prompts) as rollouts:
         rollouts.publish(first_step)
         budget = TimeBudget()

@@ -72,7 +72,7 @@ def train(config: PPOConfig) -> int:
         announce(label, config, start, prompts, first_step)
         announce_validation(config.validation, plan)
     checkpointer = checkpoint.Checkpointer(config.run_dir, config.checkpoint, start.hf_files, state)
-    logger = MetricsLogger(config.run_dir, label, first_step, config.max_steps, is_main=is_main, note=rl_note)
+    logger = MetricsLogger(config.run_dir, label, first_step, config.max_steps, is_main=is_main, step_line=rl_note)
     with RolloutSource(config, start.hf_files, state.policy, prompts) as rollouts:
         actor = Actor(config, state, reference, rollouts, logger, tokenizer.pad_id, first_step)
         trainer = _trainer(config, actor, _Hooks(actor, logger, checkpointer), stop)

@@ -31,6 +31,11 @@ def test_other_ranks_write_nothing(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_steps_of_fine_tuning_are_too_many_for_a_line_each(tmp_path, capsys):
+    _log(tmp_path, 0, 10)
+    assert capsys.readouterr().err == ""
+
+
 def test_the_line_of_fine_tuning(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     _log(tmp_path, 8, 10)
@@ -53,21 +58,23 @@ RL_STEP = {
 }
 
 
-def test_the_line_of_reinforcement_learning(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
-    logger = MetricsLogger(tmp_path, "GRPO", 0, 150, is_main=True, note=rl_note)
-    logger.log_metrics(RL_STEP, 0, "train/")
+def test_every_step_of_reinforcement_learning_leaves_its_line(tmp_path, capsys):
+    logger = MetricsLogger(tmp_path, "GRPO", 0, 150, is_main=True, step_line=rl_note)
+    for step in range(3):
+        logger.log_metrics(RL_STEP, step, "train/")
     logger.finalize()
-    assert capsys.readouterr().err.startswith(
-        "GRPO: 1/150 reward 0.43 (3.0 of 7)  lag 0.0  mismatch 2e-6  "
-        "generate 1.1 s grade 0.2 s train 1.4 s transfer 0.1 s idle 0.1 s "
-    )
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    for number, line in enumerate(lines, 1):
+        assert line.startswith(
+            f"GRPO: {number}/150 reward 0.43 (3.0 of 7)  lag 0.0  mismatch 2e-6  "
+            "generate 1.1 s grade 0.2 s train 1.4 s transfer 0.1 s idle 0.1 s "
+        )
     assert read_metrics(tmp_path)[0]["train/time/grade"] == 0.2
 
 
-def test_the_line_of_a_validated_step_tells_the_score(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
-    logger = MetricsLogger(tmp_path, "GRPO", 3, 5, is_main=True, note=rl_note)
+def test_the_line_of_a_validated_step_tells_the_score(tmp_path, capsys):
+    logger = MetricsLogger(tmp_path, "GRPO", 3, 5, is_main=True, step_line=rl_note)
     scores = {"score": 4.071, "score_low": 3.6, "score_high": 4.5, "greedy": 4.34, "failed_grades": 2.0}
     logger.log_metrics(scores, 3, "validation/")
     for step in (3, 4):
