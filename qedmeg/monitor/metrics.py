@@ -36,8 +36,8 @@ def rl_note(metrics: Mapping[str, float]) -> str:
     if "reward" in metrics:
         reward = metrics["reward"]
         parts.append(f"reward {reward:.2f} ({reward * RUBRIC_POINTS:.1f} of {RUBRIC_POINTS})")
-    if metrics.get("grade_failures", 0) > 0:
-        parts.append(f"{metrics['grade_failures']:.0f} grades failed")
+    if metrics.get("grades_failed", 0) > 0:
+        parts.append(f"{metrics['grades_failed']:.0f} grades failed")
     if "lag_mean" in metrics:
         parts.append(f"lag {metrics['lag_mean']:.1f}")
     if "mismatch" in metrics:

@@ -97,7 +97,7 @@ def _facts(series: dict[str, Series], scores: Sequence[Score]) -> list[tuple[str
         facts.append(("validation score of 7, first and last", f"{first:.2f} → {last:.2f}"))
     if scores:
         facts.append(("graded proofs", f"{len(scores):,}"))
-    for title, name in (("failed grades", "train/grade_failures"), ("cost of grades", "train/grader_money")):
+    for title, name in (("failed grades", "train/grades_failed"), ("cost of grades", "train/grader_money")):
         if name in series:
             facts.append((title, curves.number(float(series[name].values_N.sum()))))
     return facts

@@ -49,7 +49,7 @@ RL_STEP = {
     "reward": 0.43,
     "lag_mean": 0.0,
     "mismatch": 2.1e-6,
-    "grade_failures": 0.0,
+    "grades_failed": 0.0,
     "time/idle": 0.1,
     "time/train": 1.4,
     "time/generate": 1.1,
@@ -105,7 +105,7 @@ def test_validation_is_no_part_of_the_time_of_a_step():
     ("metrics", "note"),
     [
         ({}, ""),
-        ({"reward": 1.0, "grade_failures": 3.0}, "reward 1.00 (7.0 of 7)  3 grades failed"),
+        ({"reward": 1.0, "grades_failed": 3.0}, "reward 1.00 (7.0 of 7)  3 grades failed"),
         ({"mismatch": 0.0}, "mismatch 0"),
         ({"mismatch": 1.25}, "mismatch 1"),
         ({"mismatch": 2e-13}, "mismatch 2e-13"),

@@ -4,19 +4,24 @@ import argparse
 import json
 import sys
 from collections import Counter
+from dataclasses import replace
+from decimal import Decimal
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from qedmeg import __main__ as command_line
 from qedmeg.errors import UserError, run_command
-from qedmeg.grading.grade import Failed, Grade, Graded, ItemGrade
-from qedmeg.monitor import report
-from qedmeg.monitor.metrics import METRICS_FILE
+from qedmeg.grading.grade import Cost, Failed, Grade, Graded, ItemGrade
+from qedmeg.monitor import curves, report
+from qedmeg.monitor.metrics import METRICS_FILE, MetricsLogger, read_metrics, rl_note
+from qedmeg.monitor.rollout_metrics import batch_metrics
 from qedmeg.rollout.sample import Sample
-from qedmeg.rollout.store import STORE_FILE, Store
+from qedmeg.rollout.schedule import DropReason
+from qedmeg.rollout.store import STORE_FILE, Store, read_batch
 
 HOSTILE = (
     '</pre></article></style></title><script>alert(1)</script><img src="x" onerror="alert(2)"><iframe src="//evil">'
@@ -28,7 +33,7 @@ RL_STEP = {
     "train/reward_std": 0.2,
     "train/mismatch": 2e-6,
     "train/mismatch_max": 3e-5,
-    "train/grade_failures": 2.0,
+    "train/grades_failed": 2.0,
     "train/grader_money": 0.25,
     "train/time/generate": 2.0,
     "train/time/train": 1.0,
@@ -85,6 +90,24 @@ def write_rows(run_dir: Path, rows: list[dict[str, str]]) -> None:
     path = run_dir / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (run_dir / "config.yaml").write_text(f"data: {{train: {path}}}\nrun_dir: {run_dir}\n")
+
+
+def step_with_losses(run_dir: Path) -> dict[str, float]:
+    """What is logged of a step whose rollouts failed and were dropped in every way, from the store onwards."""
+    run_dir.mkdir(exist_ok=True)
+    opened = Store(run_dir / STORE_FILE, {})
+    tokens_T = np.arange(9, dtype=np.int32)
+    cost = Cost(1, 100, 10, Decimal("0.5"))
+    for number, reason in enumerate([None, *get_args(DropReason)]):
+        opened.begin_group(number, f"p{number}", tokens_T, 2)
+        for place, grade in enumerate([replace(graded(7), cost=cost), Failed("timeout", "no answer", cost)]):
+            sample = Sample(tokens_T, tokens_T, np.zeros(9, dtype=np.float32), ((0, 0),), "stop")
+            opened.add_grade(opened.add_sample(number, place, 0, sample, "proof"), grade)
+        if reason:
+            opened.drop(number, reason, 0)
+    opened.assign(0, [0], opened.counts(0))
+    opened.close()
+    return batch_metrics(read_batch(run_dir / STORE_FILE, 0))
 
 
 def page_of(run_dir: Path) -> Page:
@@ -180,6 +203,24 @@ def test_problems_whose_rows_have_changed(tmp_path: Path) -> None:
     store(run_dir, [("p", [("proof", graded(7)), ("other", graded(7))])])
     write_rows(run_dir, [{"id": "q", "problem": "Q", "rubric": "R"}])
     assert "1 of the problems below are no longer in" in page_of(run_dir).text
+
+
+def test_what_the_store_counts_is_in_the_line_of_the_step_and_in_the_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = MetricsLogger(tmp_path, "GRPO", 0, 1, is_main=True, step_line=rl_note)
+    logger.log_metrics(step_with_losses(tmp_path), 0, "train/")
+    logger.finalize()
+    assert "  4 grades failed  " in capsys.readouterr().err
+    series = curves.series_of(read_metrics(tmp_path))
+    told = {plot.title: [(name, last) for name, _, last in plot.legend] for plot in curves.plots(series)}
+    assert told["Grades that failed"] == [("failures", "4")]
+    assert told["Cost of a step's grades"] == [("money", "4")]
+    assert told["Tokens of a step's grades"] == [("tokens", "880")]
+    assert told["Groups left out"] == [("same rewards", "1"), ("too old", "1"), ("too few grades", "1")]
+    text = page_of(tmp_path).text.replace("\n", "")
+    assert "failed grades4" in text
+    assert "cost of grades4" in text
 
 
 def test_an_interrupted_metrics_file(tmp_path: Path) -> None:
