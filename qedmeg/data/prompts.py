@@ -43,9 +43,12 @@ class PromptSet:
         return iter(self.prompts)
 
 
-def load_prompts(config: ProblemConfig, tokenizer: Tokenizer, limit: int) -> PromptSet:
+def load_prompts(
+    config: ProblemConfig, tokenizer: Tokenizer, limit: int, microbatch_limit: int | None = None
+) -> PromptSet:
     """Read, check and tokenise the problems of `config`. `limit`: the tokens that the model's context leaves for a
-    prompt beside `rollout.max_tokens` of answer.
+    prompt beside `rollout.max_tokens` of answer; `microbatch_limit`: those that a micro-batch leaves, where the prompts
+    are trained on.
 
     Raises UserError naming source, row and column of what is missing, empty, damaged or too long, and the remedy.
     """
@@ -64,7 +67,11 @@ def load_prompts(config: ProblemConfig, tokenizer: Tokenizer, limit: int) -> Pro
     _refuse_different_problems_of_one_id(problems, conversations)
 
     prompts_P = tokenise_prompts(tokenizer, conversations)
-    _refuse_long_prompts(prompts_P, conversations, limit)
+    _refuse_long_prompts(prompts_P, conversations, limit, "the model's context", "lower rollout.max_tokens")
+    if microbatch_limit is not None:
+        setting = "data.tokens_per_microbatch"
+        remedy = f"raise {setting} or lower rollout.max_tokens"
+        _refuse_long_prompts(prompts_P, conversations, microbatch_limit, setting, remedy)
     if not config.thinking and opens_thought(tokenizer):
         raise UserError(
             f"{tokenizer.name}: the chat template's generation prompt ends with <think>, and what is thought would "
@@ -105,16 +112,20 @@ def _refuse_different_problems_of_one_id(
 
 
 def _refuse_long_prompts(
-    prompts_P: Sequence[npt.NDArray[np.int32]], conversations: Sequence[Conversation], limit: int
+    prompts_P: Sequence[npt.NDArray[np.int32]],
+    conversations: Sequence[Conversation],
+    limit: int,
+    limited_by: str,
+    remedy: str,
 ) -> None:
     lengths = [len(tokens_P) for tokens_P in prompts_P]
     too_long = [index for index, length in enumerate(lengths) if length > limit]
     if too_long:
         first, longest = too_long[0], max(lengths)
         raise UserError(
-            f"{conversations[first].where}: the prompt has {lengths[first]} tokens, but the model's context leaves "
+            f"{conversations[first].where}: the prompt has {lengths[first]} tokens, but {limited_by} leaves "
             f"{max(limit, 0)} beside rollout.max_tokens ({len(too_long)} of {len(lengths)} prompts are too long, the "
-            f"longest has {longest}); lower rollout.max_tokens by at least {longest - limit}, or remove these rows"
+            f"longest has {longest}); {remedy} by at least {longest - limit}, or remove these rows"
         )
 
 

@@ -51,7 +51,7 @@ def train(config: GRPOConfig) -> int:
     """
     start = read_start(config)
     tokenizer = start.tokenizer(config.data.tokenizer, config.data.chat_template)
-    prompts = load_prompts(config.data, tokenizer, longest_prompt(config, start))
+    prompts = load_prompts(config.data, tokenizer, *prompt_limits(config, start))
     label = "GRPO"
     if isinstance(config, RCConfig):
         label = "RC"
@@ -201,21 +201,23 @@ class PromptOrder:
             )
 
 
-def longest_prompt(config: RLConfig, start: Start) -> int:
-    """Tokens that a prompt may have beside `max_tokens` of an answer.
+def prompt_limits(config: RLConfig, start: Start) -> tuple[int, int]:
+    """Tokens that a prompt may have beside `max_tokens` of an answer, in the model's context and in a micro-batch.
 
     Raises:
         UserError: there is no room for one.
     """
-    context = min(start.model.max_positions, config.data.tokens_per_microbatch)
-    if config.rollout.max_tokens >= context:
-        limit = (
-            f"the model's context of {start.model.max_positions}"
-            if context == start.model.max_positions
-            else f"data.tokens_per_microbatch of {context}"
-        )
-        raise UserError(f"rollout.max_tokens: {config.rollout.max_tokens} leaves no room for a prompt in {limit}")
-    return context - config.rollout.max_tokens
+    max_tokens, context, microbatch = (
+        config.rollout.max_tokens,
+        start.model.max_positions,
+        config.data.tokens_per_microbatch,
+    )
+    no_room = f"rollout.max_tokens: {max_tokens} leaves no room for a prompt in"
+    if max_tokens >= context:
+        raise UserError(f"{no_room} the model's context of {context}; lower it")
+    if max_tokens >= microbatch:
+        raise UserError(f"{no_room} data.tokens_per_microbatch of {microbatch}; lower it, or raise that")
+    return context - max_tokens, microbatch - max_tokens
 
 
 def frozen_reference(config: RLConfig, start: Start) -> Policy:

@@ -27,7 +27,7 @@ from qedmeg.settings import save_config
 from qedmeg.training import checkpoint, nemo
 from qedmeg.training.aligner import Actor, Critic, Rewards, Rows, Updates
 from qedmeg.training.critic import begin_from, new_critic
-from qedmeg.training.grpo import PromptOrder, announce, frozen_reference, longest_prompt
+from qedmeg.training.grpo import PromptOrder, announce, frozen_reference, prompt_limits
 from qedmeg.training.rollout_source import RolloutSource
 from qedmeg.training.start import Start, StopRequest, read_start
 from qedmeg.training.validation import announce_validation, check_validation
@@ -42,7 +42,7 @@ def train(config: PPOConfig) -> int:
     start = read_start(config)
     _require_same_algorithm(config, start)
     tokenizer = start.tokenizer(config.data.tokenizer, config.data.chat_template)
-    prompts = load_prompts(config.data, tokenizer, longest_prompt(config, start))
+    prompts = load_prompts(config.data, tokenizer, *prompt_limits(config, start))
     plan = check_validation(config, start, tokenizer)
     check_judges(config.grader)
     stop = _RunTimer()

@@ -44,8 +44,10 @@ def write(path: Path, rows: list[Any]) -> str:
     return str(path)
 
 
-def load(tokenizer: Tokenizer, train: str, limit: int = 1000, **settings: Any) -> PromptSet:
-    return load_prompts(ProblemConfig(train=train, **settings), tokenizer, limit)
+def load(
+    tokenizer: Tokenizer, train: str, limit: int = 1000, microbatch_limit: int | None = None, **settings: Any
+) -> PromptSet:
+    return load_prompts(ProblemConfig(train=train, **settings), tokenizer, limit, microbatch_limit)
 
 
 def load_rows(tokenizer: Tokenizer, folder: Path, rows: list[Any], **settings: Any) -> PromptSet:
@@ -156,17 +158,30 @@ def test_a_damaged_embedded_problem_is_named(plain: Tokenizer, tmp_path: Path) -
         load_rows(plain, tmp_path, [{**row, "parameters": [1]}])
 
 
-def test_a_prompt_longer_than_the_context_leaves(plain: Tokenizer, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "limited_by", "remedy"),
+    [
+        ("limit", "the model's context", "lower rollout.max_tokens"),
+        (
+            "microbatch_limit",
+            "data.tokens_per_microbatch",
+            "raise data.tokens_per_microbatch or lower rollout.max_tokens",
+        ),
+    ],
+)
+def test_a_prompt_longer_than_there_is_room_for(
+    plain: Tokenizer, tmp_path: Path, name: str, limited_by: str, remedy: str
+) -> None:
     rows = [ROW, {**ROW, "id": "b", "problem": "x" * 50}, {**ROW, "id": "c", "problem": "x" * 60}]
     lengths = [len(prompt.tokens_P) for prompt in load_rows(plain, tmp_path, rows)]
-    assert len(load_rows(plain, tmp_path, rows, limit=max(lengths))) == 3
+    assert len(load_rows(plain, tmp_path, rows, **{name: max(lengths)})) == 3
     limit = lengths[1] - 1
     with pytest.raises(UserError) as refused:
-        load_rows(plain, tmp_path, rows, limit=limit)
+        load_rows(plain, tmp_path, rows, **{name: limit})
     assert str(refused.value) == (
-        f"{tmp_path}/rows.jsonl: row 2: column 'problem': the prompt has {lengths[1]} tokens, but the model's context "
-        f"leaves {limit} beside rollout.max_tokens (2 of 3 prompts are too long, the longest has {lengths[2]}); lower "
-        f"rollout.max_tokens by at least {lengths[2] - limit}, or remove these rows"
+        f"{tmp_path}/rows.jsonl: row 2: column 'problem': the prompt has {lengths[1]} tokens, but {limited_by} leaves "
+        f"{limit} beside rollout.max_tokens (2 of 3 prompts are too long, the longest has {lengths[2]}); {remedy} by "
+        f"at least {lengths[2] - limit}, or remove these rows"
     )
 
 

@@ -197,7 +197,12 @@ def test_two_model_parallel_ranks_do_the_same_without_validation(finished, judge
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["rollout.max_tokens=20000"], "rollout.max_tokens: 20000 leaves no room for a prompt"),
+        (["rollout.max_tokens=20000"], "20000 leaves no room for a prompt in the model's context of "),
+        (
+            ["data.tokens_per_microbatch=8"],
+            "no room for a prompt in data.tokens_per_microbatch of 8; lower it, or raise",
+        ),
+        (["data.tokens_per_microbatch=32"], "tokens, but data.tokens_per_microbatch leaves "),
         (["data.train=nowhere.jsonl"], "nowhere.jsonl"),
         (["rollout.max_lag=2"], "max_lag 2 generates while training runs"),
         (["rollout.engines=2", "rollout.start=1"], "engines: 2 are for a run without servers"),
