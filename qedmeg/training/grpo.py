@@ -207,11 +207,8 @@ def prompt_limits(config: RLConfig, start: Start) -> tuple[int, int]:
     Raises:
         UserError: there is no room for one.
     """
-    max_tokens, context, microbatch = (
-        config.rollout.max_tokens,
-        start.model.max_positions,
-        config.data.tokens_per_microbatch,
-    )
+    max_tokens, context = config.rollout.max_tokens, start.model.max_positions
+    microbatch = config.data.tokens_per_microbatch
     no_room = f"rollout.max_tokens: {max_tokens} leaves no room for a prompt in"
     if max_tokens >= context:
         raise UserError(f"{no_room} the model's context of {context}; lower it")
