@@ -66,10 +66,19 @@ def validation(folder: Path, problems: int = 12) -> dict[str, Any]:
 
 def start(config: Path, *settings: str, ranks: int = 1, recipe: str = "recipes/grpo.py") -> "subprocess.Popen[str]":
     """The recipe in a process group of its own."""
+    return start_command(command_line(config, *settings, ranks=ranks, recipe=recipe))
+
+
+def command_line(config: Path, *settings: str, ranks: int = 1, recipe: str = "recipes/grpo.py") -> list[str]:
+    """What starts the recipe."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    return [sys.executable, *launcher, recipe, "--config", str(config), *settings]
+
+
+def start_command(command: list[str]) -> "subprocess.Popen[str]":
+    """A command in a process group of its own, with the environment of a recipe."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    command = [sys.executable, *launcher, recipe, "--config", str(config), *settings]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
     )

@@ -5,7 +5,6 @@ until every check has passed; then it is renamed and marked complete.
 """
 
 import dataclasses
-import errno
 import json
 import math
 import shutil
@@ -21,7 +20,7 @@ from qedmeg.conversion import report
 from qedmeg.conversion.report import Report
 from qedmeg.conversion.stored import HuggingFaceModel, MegatronModel, StoredModel, nbytes
 from qedmeg.conversion.verify import CHECKS, verify
-from qedmeg.errors import UserError
+from qedmeg.errors import DISK_FULL, UserError
 from qedmeg.lineage import stages as lineage
 from qedmeg.model import checkpoint_folder, families, weights
 from qedmeg.model.checkpoint_folder import CheckpointInfo
@@ -169,7 +168,7 @@ def _convert(
         report.write(found, partial, "report")
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise UserError(f"{out.parent}: no room was left while writing; make room and convert again") from None
         raise
     if found.equal:

@@ -25,7 +25,7 @@ from qedmeg import device
 from qedmeg.config import GraderConfig
 from qedmeg.config_rl import AdvantageConfig, ProblemConfig, RolloutConfig
 from qedmeg.config_validation import ValidationConfig
-from qedmeg.errors import UserError
+from qedmeg.errors import RunFailed, UserError
 from qedmeg.rollout.engine import CPU_ENVIRONMENT
 from qedmeg.rollout.protocol import CONFIG_FILE, EngineLost, ProcessConfig
 from qedmeg.rollout.protocol import WeightsNeeded as WeightsNeeded
@@ -48,7 +48,7 @@ SECONDS_TO_CLOSE = 60.0
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "OMP_NUM_THREADS")
 
 
-class RolloutFailed(Exception):
+class RolloutFailed(RunFailed):
     """The rollout process died, hangs, or could not do what it was asked."""
 
 
@@ -264,7 +264,7 @@ class RolloutClient:
                         log.write(line)
                     continue
                 if "fatal" in message:
-                    end = _error(message["fatal"])
+                    end = _error(message["fatal"], self.log)
                 else:
                     self._take(message)
         finally:
@@ -281,7 +281,7 @@ class RolloutClient:
             with self._lock:
                 answer = self._pending.pop(message["id"])
             if "error" in message:
-                answer.set_exception(_error(message["error"]))
+                answer.set_exception(_error(message["error"], self.log))
             else:
                 answer.set_result(message["result"])
 
@@ -306,7 +306,7 @@ class RolloutClient:
         return f"; the last lines of {self.log}:\n" + "\n".join(lines)
 
 
-def _error(told: dict[str, Any]) -> Exception:
+def _error(told: dict[str, Any], log: Path) -> Exception:
     match told["kind"]:
         case "user":
             return UserError(told["message"])
@@ -314,4 +314,4 @@ def _error(told: dict[str, Any]) -> Exception:
             return EngineLost(told["name"], told["message"])
         case "weights needed":
             return WeightsNeeded(told["message"])
-    return RolloutFailed(f"the rollout process failed: {told['message']}")
+    return RolloutFailed(f"the rollout process failed: {told['message']}; see {log}")

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qedmeg.errors import RunFailed
+
 MOSTLY = 0.5
 """From this share of tokens beyond the tolerance on, the weights are suspected, below it the arithmetic."""
 
 
-class GateFailed(Exception):
+class GateFailed(RunFailed):
     """Trainer and engine do not agree: one message that says where, by how much, and what to look at."""
 
 

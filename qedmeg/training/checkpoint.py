@@ -5,6 +5,7 @@ It loads bit-exactly at the topology that wrote it, and correctly at any other.
 """
 
 import ctypes
+import errno
 import gc
 import multiprocessing
 import os
@@ -12,6 +13,8 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing.managers import SyncManager
@@ -28,9 +31,10 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
+from torch.distributed.checkpoint.api import CheckpointException
 
 from qedmeg.config import CheckpointConfig
-from qedmeg.errors import UserError
+from qedmeg.errors import RunFailed, UserError
 from qedmeg.lineage import stages as lineage
 from qedmeg.model import checkpoint_folder
 from qedmeg.model.families import Architecture
@@ -40,6 +44,8 @@ from qedmeg.training.policy import Policy
 
 WRITE_SECONDS = 3600.0
 """How long the files of one checkpoint may take to be written, before the run says that they are not."""
+ROOM = 1 << 20
+"""Bytes: a disk on which fewer are free is full, whatever the error is called."""
 
 
 CRITIC = "critic."
@@ -92,38 +98,49 @@ class Checkpointer:
 
     def save(self, step: int) -> None:
         """Begin to write the checkpoint of a step; it is complete after a later `poll`, or at once if not in the
-        background."""
+        background.
+
+        Raises:
+            UserError: the disk is full.
+        """
         self.wait()
         partial_folder = self.folder / f"step_{step:08d}.{self._start}.partial"
-        if dist.get_rank() == 0:
-            partial_folder.mkdir()
-        dist.barrier()
-        request = dist_checkpointing.save(
-            _state_dict(self.state, step, loading=False),
-            str(partial_folder),
-            async_sharded_save=True,
-            content_metadata=_content_metadata(),
-        )
-        request.add_finalize_fn(partial(self._publish, step, partial_folder))
-        self._queue.schedule_async_request(request)
+        with self._disk_full_told():
+            if dist.get_rank() == 0:
+                partial_folder.mkdir()
+            dist.barrier()
+            request = dist_checkpointing.save(
+                _state_dict(self.state, step, loading=False),
+                str(partial_folder),
+                async_sharded_save=True,
+                content_metadata=_content_metadata(),
+            )
+            request.add_finalize_fn(partial(self._publish, step, partial_folder))
+            self._queue.schedule_async_request(request)
         if not self.config.background:
             self.wait()
 
     def poll(self) -> None:
-        """Finish a checkpoint whose files are all written. Every rank calls it after every step."""
-        self._queue.maybe_finalize_async_calls(blocking=False)
+        """Finish a checkpoint whose files are all written. Every rank calls it after every step.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        with self._disk_full_told():
+            self._queue.maybe_finalize_async_calls(blocking=False)
 
     def wait(self) -> None:
         """Finish the checkpoint that is being written, if there is one.
 
         Raises:
-            TimeoutError: its writers have not ended within `WRITE_SECONDS`.
+            RunFailed: its writers have not ended within `WRITE_SECONDS`.
+            UserError: the disk is full.
         """
         deadline = time.monotonic() + WRITE_SECONDS
         self.poll()
         while self._queue.get_num_unfinalized_calls():
             if time.monotonic() > deadline:
-                raise TimeoutError(
+                raise RunFailed(
                     f"{self.folder}: the checkpoint writers of rank {dist.get_rank()} or of another rank have not "
                     f"ended after {WRITE_SECONDS:.0f} s; is the disk full or gone? The last complete checkpoint stands"
                 )
@@ -153,6 +170,19 @@ class Checkpointer:
             checkpoint_folder.publish(partial_folder, self.folder / f"step_{step:08d}")
             self._prune()
         dist.barrier()
+
+    @contextmanager
+    def _disk_full_told(self) -> Iterator[None]:
+        """Writers of several kinds tell a full disk by errors of many kinds, of which the text is the same."""
+        try:
+            yield
+        except (OSError, RuntimeError, CheckpointException) as error:
+            if os.strerror(errno.ENOSPC) not in str(error) and shutil.disk_usage(self.folder).free > ROOM:
+                raise
+            raise UserError(
+                f"{self.folder}: {os.strerror(errno.ENOSPC)}: a checkpoint cannot be written, and the last whole one "
+                "stands; make room, and run the same command again, which goes on from there"
+            ) from error
 
     def _prune(self) -> None:
         complete = checkpoint_folder.complete_checkpoints(self.run_dir)

@@ -12,9 +12,10 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from qedmeg.config import OptimizerConfig
+from qedmeg.errors import RunFailed
 
 
-class TrainingDivergedError(RuntimeError):
+class TrainingDivergedError(RunFailed):
     """The loss or its gradient is no longer finite: the run ends, its last checkpoint is whole."""
 
 

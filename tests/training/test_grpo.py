@@ -1,8 +1,10 @@
 """GRPO from end to end: real ranks, a real rollout process, a real vLLM engine, a judge over HTTP."""
 
 import json
+import shlex
 import shutil
 import sqlite3
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -171,6 +173,36 @@ def calls(run: Path, name: str) -> set[tuple[str, int, str]]:
             return set()
     assert max(Counter((problem, sample) for problem, sample, _ in rows).values(), default=1) == 1
     return set(rows)
+
+
+_OWN_DISKS = subprocess.run(["unshare", "-Urm", "true"], check=False, capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not _OWN_DISKS, reason="this user may not mount a small disk")
+def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(finished, judge, tmp_path):
+    disk, out = tmp_path / "disk", tmp_path / "out"
+    disk.mkdir()
+    config = grpo_runs.write_inputs(tmp_path, judge.url, run_dir=str(disk / "run"))
+    command = shlex.join(grpo_runs.command_line(config))
+    script = f"""
+        mount -t tmpfs -o size=6m none {disk}  # room for the first of two checkpoints, and for all rollouts
+        {command}
+        echo "status $? with $(ls {disk}/run/checkpoints)"
+        mount -o remount,size=1g {disk}
+        {command} && cp -r {disk}/run {out}"""
+    status, output = grpo_runs.finish(grpo_runs.start_command(["unshare", "-Urm", "sh", "-c", script]))
+    assert status == 0, output[-3000:]
+    first, _, second = output.partition(f"status {EXIT_USER_ERROR} with step_00000002\n")
+    assert f"error: {disk}/run/checkpoints: No space left on device" in first.splitlines()[-1], output[-3000:]
+    assert "steps 2 to 4" in second
+    assert "Traceback" not in output
+    last = "checkpoints/step_00000004"
+    assert differing(finished.parent / "run" / last, out / last) == []
+    for step in range(4):
+        assert len(read_batch(out / STORE_FILE, step).groups) == 3
+    query = "SELECT count(*) FROM (SELECT 1 FROM grades GROUP BY rollout HAVING count(*) > 1)"
+    with closing(sqlite3.connect(out / STORE_FILE)) as database:
+        assert database.execute(query).fetchone() == (0,)
 
 
 def test_two_model_parallel_ranks_do_the_same_without_validation(finished, judge, tmp_path):
