@@ -98,6 +98,8 @@ class _Engines:
         self.live = {engine.name: engine for engine in engines}
         self.lost: dict[str, str] = {}
         self.patience = patience
+        self.left = dict.fromkeys(self.live, patience)
+        """Seconds for which each may yet keep the buckets waiting."""
 
     def begin(self, call: Callable[[EngineControl], None]) -> dict[str, "Future[None]"]:
         """Make a call to each of them, without waiting."""
@@ -124,7 +126,6 @@ class _Engines:
 class _Sent:
     """A buffer on its way."""
 
-    since: float
     works: dict[str, list[Any]]
     """What to wait for of each engine."""
     buffer: torch.Tensor
@@ -220,7 +221,7 @@ class WeightSender:
         for buffer in self._buffers():
             if buffer is None:
                 continue
-            sent = _Sent(time.monotonic(), {}, buffer)
+            sent = _Sent({}, buffer)
             staged = self._staged(buffer, [self._links[name] for name in there.live])
             for name in list(there.live):
                 link = self._links[name]
@@ -258,15 +259,18 @@ class WeightSender:
         for name, works in sent.works.items():
             for work in works:
                 while name in there.live:
-                    left = sent.since + there.patience - time.monotonic()
+                    since = time.monotonic()
                     try:
-                        if _wait(work, min(max(left, 0.001), SECONDS_BETWEEN_LOOKS)):
+                        if _wait(work, min(max(there.left[name], 0.001), SECONDS_BETWEEN_LOOKS)):
                             break
                     except RuntimeError as error:
                         self._lose(there, name, updates[name], _first_line(error))
                     else:
-                        if left <= 0 or (updates[name].done() and updates[name].exception()):
-                            self._lose(there, name, updates[name], f"took no weights for {there.patience:g} s")
+                        if there.left[name] <= 0 or (updates[name].done() and updates[name].exception()):
+                            reason = f"kept the transfer waiting for {there.patience:g} s"
+                            self._lose(there, name, updates[name], reason)
+                    finally:
+                        there.left[name] -= time.monotonic() - since
 
     def _lose(self, there: _Engines, name: str, update: "Future[None]", reason: str) -> None:
         """The engine does not take what is sent. What it says itself is the better reason, if it says something."""

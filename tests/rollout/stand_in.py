@@ -18,10 +18,13 @@ import torch
 from tests.forked import processes
 from tests.rollout.transfer_ends import PipeControl, serve
 
+DAWDLED_SECONDS = 0.8
+
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What a stand-in does when it comes to bucket `bucket`: `hang`, `die`, `raise`, or nothing."""
+    """What a stand-in does when it comes to bucket `bucket`: `hang`, `die`, `raise`, or nothing. Or it does `dawdle`
+    from there on: takes each so slowly that it never hangs."""
 
     what: str = ""
     bucket: int = 3
@@ -69,6 +72,8 @@ class _StandInHere:
             buffer = link.receive(sum(tensor.bytes for tensor in tensors))
             if bucket == self.behaviour.bucket and number == self.workers - 1:
                 self._misbehave()
+            if bucket >= self.behaviour.bucket and self.behaviour.what == "dawdle":
+                time.sleep(DAWDLED_SECONDS)
             loaded |= {name: tensor.clone() for name, tensor in lay_out(tensors, buffer)}
             link.release()
         save_file(loaded, self.folder / f"worker-{number}.safetensors")

@@ -151,8 +151,9 @@ def test_engines_on_the_trainers_gpu(ranks, stand_in, dense):
     [
         ({"what": "die"}, "EOFError", False),
         ({"what": "raise"}, "ValueError: cannot load this", False),
-        ({"what": "hang"}, "took no weights for 2 s", True),
-        ({"what": "hang", "other_machine": True}, "took no weights for 2 s", True),
+        ({"what": "hang"}, "kept the transfer waiting for 2 s", True),
+        ({"what": "hang", "other_machine": True}, "kept the transfer waiting for 2 s", True),
+        ({"what": "dawdle"}, "kept the transfer waiting for 2 s", True),
         ({"what": "die", "other_machine": True, "workers": 2}, "EOFError", False),
     ],
 )
