@@ -315,6 +315,11 @@ class GraderConfig(Settings):
         """Votes asked for each proof."""
         return sum(judge.votes for judge in self.judges)
 
+    @property
+    def serves(self) -> bool:
+        """Whether a server is to be started for a judge."""
+        return any(judge.serve is not None for judge in self.judges)
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.min_votes is not None and self.min_votes > self.votes:

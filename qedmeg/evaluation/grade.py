@@ -18,7 +18,6 @@ from qedmeg.grading.grade import Cost, Failed, Graded
 from qedmeg.grading.grader import AnyProblem, Grader
 from qedmeg.grading.graders import Graders
 from qedmeg.monitor.progress import bar
-from qedmeg.rollout.judges import served_judges
 from qedmeg.settings import describe, load_config
 
 
@@ -114,10 +113,13 @@ async def grade_runs(results: Results, runs: Sequence[str], config: GraderConfig
     write their logs into the folder `logs` beside the results."""
     failed = 0
     async with AsyncExitStack() as ending:
-        served, up = await ending.enter_async_context(served_judges(config, results.path.parent / "logs"))
-        graders = Graders(served)
+        if config.serves:
+            from qedmeg.rollout.judges import served_judges  # seconds to import, of torch
+
+            config, up = await ending.enter_async_context(served_judges(config, results.path.parent / "logs"))
+            await up
+        graders = Graders(config)
         ending.push_async_callback(graders.close)
-        await up
         for run in runs:
             outcome = await grade(
                 results,

@@ -6,6 +6,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -24,7 +25,6 @@ from qedmeg.grading.grader import Grader, ProofProblem
 from qedmeg.grading.panel import make_grader
 from qedmeg.grading.rated import RatedProof, embedded_rated, load_rated
 from qedmeg.monitor.progress import bar
-from qedmeg.rollout.judges import served_judges
 from qedmeg.settings import describe, load_config
 
 matplotlib.use("Agg")
@@ -261,13 +261,16 @@ def main() -> int:
     tried = attacks([(proof.problem, proof.proof) for proof in best.values()][: arguments.attacked])
 
     async def run() -> Calibration:
-        async with served_judges(config, arguments.out / "logs") as (served, up):
-            grader = make_grader(served)
-            try:
+        graders = config
+        async with AsyncExitStack() as ending:
+            if config.serves:
+                from qedmeg.rollout.judges import served_judges  # seconds to import, of torch
+
+                graders, up = await ending.enter_async_context(served_judges(config, arguments.out / "logs"))
                 await up
-                return await calibrate(grader, rated, tried)
-            finally:
-                await grader.close()
+            grader = make_grader(graders)
+            ending.push_async_callback(grader.close)
+            return await calibrate(grader, rated, tried)
 
     result = asyncio.run(run())
     partial = arguments.out / "calibration.partial"
