@@ -15,6 +15,9 @@ from qedmeg.rollout.sample import Sample
 from qedmeg.rollout.schedule import GRADES_WATCHED, too_many_failures
 from qedmeg.thinking import END_OF_THINK
 
+WAITS_IN_OUTAGES = 120
+"""Pauses after which a proof is given up in an outage, an hour or more: where only proofs are left for which the
+judge always takes too long, it looks like one that lasts."""
 TRIES_IN_OUTAGES = 3
 """Failures of its own after which a proof is given up, though the grader as a whole is failing."""
 NO_PROOF = "no proof"
@@ -51,9 +54,9 @@ def no_proof(problem: Problem | ProofProblem) -> Graded:
 class PatientGrader:
     """A grader that is not asked for a while when too many of its last grades failed, and then asked again.
 
-    What failed in such an outage says little about a proof: it is graded again, for as long as the grader is in
-    trouble, but `TRIES_IN_OUTAGES` times at most where it is the proof that gets no grade. `keep` is told of these
-    failures, with the id of their rollout, and `say` what a person should see.
+    What failed in such an outage says little about a proof: it is graded again, `WAITS_IN_OUTAGES` times at
+    most, and where it is the proof that gets no grade `TRIES_IN_OUTAGES` times. `keep` is told of these failures, with
+    the id of their rollout, and `say` what a person should see.
     """
 
     def __init__(
@@ -84,7 +87,7 @@ class PatientGrader:
 
     async def grade(self, problem: Problem | ProofProblem, proof: str, rollout: int) -> Grade:
         """The grade; `Failed` where this proof's failed and not the grader as a whole."""
-        tries = 0
+        tries = waits = 0
         while True:
             await self._open.wait()
             asked_on_trial = self._on_trial
@@ -97,8 +100,9 @@ class PatientGrader:
             tries += not grade.of_grader
             failed = [isinstance(one, Failed) for one in self._last]
             in_trouble = self._on_trial or self.is_paused or too_many_failures(failed, self._max_failure_rate)
-            if not in_trouble or tries >= TRIES_IN_OUTAGES:
+            if not in_trouble or tries >= TRIES_IN_OUTAGES or waits >= WAITS_IN_OUTAGES:
                 return grade
+            waits += 1
             self._keep(rollout, grade)
             if not self.is_paused:
                 await self._pause(grade)

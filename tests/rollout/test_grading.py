@@ -9,7 +9,7 @@ import pytest
 
 from qedmeg.grading.grade import Failed, Grade, Graded
 from qedmeg.grading.grader import AnyProblem, ProofProblem
-from qedmeg.rollout.grading import TRIES_IN_OUTAGES, PatientGrader
+from qedmeg.rollout.grading import TRIES_IN_OUTAGES, WAITS_IN_OUTAGES, PatientGrader
 
 PROBLEM = ProofProblem("p", "Show it.", "7 points for the idea.")
 GRADED = Graded(7, 7, (), "scripted")
@@ -34,7 +34,7 @@ class Run:
 
     async def grade(self, problem: AnyProblem, proof: str, again: int = 0) -> Grade:
         nth = self.asked[proof]
-        assert nth < 100, f"the grader is asked about {proof} without end"
+        assert nth < 200, f"the grader is asked about {proof} without end"
         self.asked[proof] += 1
         await asyncio.sleep(0)  # until all have been asked
         return await self.script(self, proof, nth)
@@ -96,6 +96,15 @@ def test_proofs_that_never_get_a_grade_are_given_up(failure: Failed) -> None:
     assert [run.grades[proof] for proof in bad] == [failure] * 6
     assert max(run.asked.values()) == TRIES_IN_OUTAGES
     assert len(run.said) == TRIES_IN_OUTAGES - 1
+
+
+def test_proofs_for_which_the_judge_always_takes_too_long_are_given_up_at_last() -> None:
+    async def script(run: Run, proof: str, nth: int) -> Grade:
+        return GRADED if proof.startswith("good") else TIMEOUT
+
+    run = grade(["good 0", "good 1", *(f"long {i}" for i in range(9))], script)
+    assert run.grades["long 8"] == TIMEOUT
+    assert max(run.asked.values()) == WAITS_IN_OUTAGES + 1
 
 
 def test_a_judge_of_which_nothing_can_be_read_is_in_trouble_too() -> None:
