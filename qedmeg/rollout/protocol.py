@@ -17,6 +17,7 @@ from qedmeg.config import GraderConfig
 from qedmeg.config_rc import CacheConfig
 from qedmeg.config_rl import AdvantageConfig, ProblemConfig, RolloutConfig
 from qedmeg.config_validation import ValidationConfig
+from qedmeg.errors import RunFailed
 from qedmeg.settings import Settings
 
 CONFIG_FILE = "rollout_process.yaml"
@@ -28,7 +29,7 @@ ErrorKind = Literal["user", "engine lost", "weights needed", "failed"]
 must be sent the weights before the batch can be made. `failed`: all else."""
 
 
-class EngineLost(Exception):
+class EngineLost(RunFailed):
     """An engine failed or did not answer in time; `name` is its own, `reason` what was seen of it."""
 
     def __init__(self, name: str, reason: str) -> None:

@@ -131,6 +131,8 @@ class RemoteFleet:
         seconds, last, timeouts = self._config.generate_seconds, not request.ahead, 0
         failed_at: list[Member] = []
         while True:
+            if last:
+                await asyncio.sleep(SECONDS_BETWEEN_PROBES)  # a passing disturbance takes no more than one try
             member = await self._take(last, failed_at)
             last = False
             started = time.monotonic()

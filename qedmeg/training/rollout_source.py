@@ -17,7 +17,7 @@ import torch.distributed as dist
 from qedmeg import device
 from qedmeg.config_rl import RLConfig
 from qedmeg.data.prompts import PromptSet
-from qedmeg.errors import UserError
+from qedmeg.errors import RunFailed
 from qedmeg.rollout import gate
 from qedmeg.rollout.client import RolloutClient, WeightsNeeded
 from qedmeg.rollout.protocol import EngineLost
@@ -90,7 +90,7 @@ class RolloutSource:
 
         Raises:
             GateFailed: they differ by more than the tolerance.
-            UserError: time after time no engine has received any.
+            RunFailed: time after time no engine has received any.
         """
         engines: list[EngineControl] = []
 
@@ -125,7 +125,7 @@ class RolloutSource:
             self._in_vain += 1
         if self._in_vain == TRANSFERS_IN_VAIN:
             lost = "; ".join(f"{name}: {' '.join(reason.split())}" for name, reason in report.lost.items())
-            raise UserError(
+            raise RunFailed(
                 f"no engine has received weights, {self._in_vain} times one after the other, the last time version "
                 f"{report.version}: {lost}; look into their logs, and whether they serve the model that is trained"
             )

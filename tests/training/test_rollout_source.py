@@ -55,7 +55,7 @@ def test_where_no_engine_takes_weights_the_run_ends_and_says_why(ranks, setting,
     Script(refuses_weights=True, pause_seconds=0.5).write(config.run_dir)
     (kind, message, printed, _), (other_kind, other_message, _, heard) = ranks(publish_and_ask, 2, config)
     assert (kind, message) == (other_kind, other_message)
-    assert kind == "UserError"
+    assert kind == "RunFailed"
     assert message.startswith("no engine has received weights, 3 times one after the other, the last time version 0: ")
     assert "scripted: size mismatch: it serves another model; look into" in message
     assert printed.count("engine scripted has not got weight version 0: size mismatch") == 3
