@@ -126,6 +126,7 @@ class _Engines:
 class _Sent:
     """A buffer on its way."""
 
+    since: float
     works: dict[str, list[Any]]
     """What to wait for of each engine."""
     buffer: torch.Tensor
@@ -221,7 +222,7 @@ class WeightSender:
         for buffer in self._buffers():
             if buffer is None:
                 continue
-            sent = _Sent({}, buffer)
+            sent = _Sent(time.monotonic(), {}, buffer)
             staged = self._staged(buffer, [self._links[name] for name in there.live])
             for name in list(there.live):
                 link = self._links[name]
@@ -259,18 +260,20 @@ class WeightSender:
         for name, works in sent.works.items():
             for work in works:
                 while name in there.live:
-                    since = time.monotonic()
+                    now = time.monotonic()
+                    left = min(there.left[name], sent.since + there.patience - now)  # others may have been waited for
                     try:
-                        if _wait(work, min(max(there.left[name], 0.001), SECONDS_BETWEEN_LOOKS)):
+                        if _wait(work, min(max(left, 0.001), SECONDS_BETWEEN_LOOKS)):
                             break
                     except RuntimeError as error:
                         self._lose(there, name, updates[name], _first_line(error))
                     else:
-                        if there.left[name] <= 0 or (updates[name].done() and updates[name].exception()):
-                            reason = f"kept the transfer waiting for {there.patience:g} s"
-                            self._lose(there, name, updates[name], reason)
+                        if updates[name].done() and (failure := updates[name].exception()):
+                            there.lose(name, _reason(failure))
+                        elif left <= 0:
+                            there.lose(name, f"kept the transfer waiting for {there.patience:g} s")
                     finally:
-                        there.left[name] -= time.monotonic() - since
+                        there.left[name] -= time.monotonic() - now
 
     def _lose(self, there: _Engines, name: str, update: "Future[None]", reason: str) -> None:
         """The engine does not take what is sent. What it says itself is the better reason, if it says something."""
@@ -340,9 +343,9 @@ def _begin(call: Callable[..., T], *arguments: Any) -> "Future[T]":
     return future
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     return error.reason if isinstance(error, EngineLost) else f"{type(error).__name__}: {_first_line(error)}"
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0]

@@ -169,6 +169,14 @@ def test_a_lost_engine_harms_no_other(ranks, stand_in, dense, behaviour, reason,
     assert bad.holds()[0] is None
 
 
+def test_engines_that_hang_side_by_side_are_waited_for_side_by_side(ranks, stand_in, dense):
+    bad, good = [stand_in("bad", what="hang"), stand_in("worse", what="hang")], stand_in("good")
+    reports = send(ranks, [*bad, good], [dense.a])
+    assert (reports[0].received, list(reports[0].lost)) == (("good",), ["bad", "worse"])
+    assert reports[0].seconds < PATIENCE
+    assert_holds(good, dense.a, version=1)
+
+
 def test_an_engine_that_does_not_answer(ranks, stand_in, dense):
     """It is stopped before the transfer, as if its machine hung."""
     bad, good = stand_in("bad"), stand_in("good")
