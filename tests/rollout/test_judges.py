@@ -131,9 +131,10 @@ def test_a_server_that_does_not_come_up_ends_the_program(
     config.write_text(f"judges: [{{serve: {serve}, max_tokens: null}}]\n")
     arguments = ["--config", config, "--embedded", 2, "--out", tmp_path / "out"]
     monkeypatch.setattr(sys, "argv", ["calibrate.py", *map(str, arguments)])
+    before = psutil.Process().children()
     with pytest.raises(UserError, match=rf"^judge {setting.model.name}-\w+: .*" + says.format(log=log)):
         calibration.main()
-    assert not psutil.Process().children()
+    assert psutil.Process().children() == before
 
 
 def test_the_grader_is_its_folder_and_not_its_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
