@@ -206,8 +206,9 @@ class RolloutConfig(Settings):
     """Longest wait for engines to start."""
     generate_seconds: float = Field(default=3600.0, gt=0)
     """Longest wait for one answer."""
-    transfer_seconds: float = Field(default=300.0, gt=0)
-    """Longest time for one transfer of weights."""
+    transfer_seconds: float = Field(default=300.0, gt=0, le=1000)
+    """Longest time for one transfer of weights; an engine may take half of it. The ranks that wait for rank 0 meanwhile
+    do so for ten minutes at most."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -223,10 +223,11 @@ class Collector:
     def _assign(self, step: int, chosen: Sequence[int]) -> None:
         assert self._asked is not None
         left = sum(group.ready for group in self._groups.values() if group.id not in chosen)
-        refilled = sum(len(set(groups) - set(chosen)) for groups in self._store.dropped(step).values())
-        stats = self._store.counts(step)
+        # without those that are used after all, where there is nothing else
+        dropped = {reason: len(set(groups) - set(chosen)) for reason, groups in self._store.dropped(step).items()}
+        stats = self._store.counts(step) | {f"groups_dropped/{reason}": count for reason, count in dropped.items()}
         stats |= {f"seconds_{doing}": self._waited[doing] for doing in ("generate", "grade", "paused")}
-        stats |= {"groups_refilled": refilled, "queue_length": left} | self._prompts.counts(step)
+        stats |= {"groups_refilled": sum(dropped.values()), "queue_length": left} | self._prompts.counts(step)
         self._store.assign(step, chosen, stats)
         for group in chosen:
             self._groups.pop(group, None)
