@@ -2,9 +2,10 @@
 
     python tests/benchmarks/grpo_same_curve.py --model runs/demo/sft
 
-Asked are the same rewards and lengths in all steps of all runs, to the last bit; and of the first two, which are alike
-in everything, the same losses and gradient norms too. With another number of engines other rollouts are computed side
-by side, and log-probabilities may differ in their last bits. It takes about six minutes on two cores.
+Asked are the same rewards, lengths, losses and gradient norms in all steps of the first two, to the last bit. With
+another number of engines other rollouts are computed side by side: log-probabilities may differ in their last bits, as
+they do on some CPUs, and now and then a token then is another. What that comes to is told, and nothing asked of it. It
+takes about six minutes on two cores.
 """
 
 import argparse
@@ -20,13 +21,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.benchmarks.grpo_runs import Steps, train, write_problems
 
 RESULT = Path(__file__).with_suffix(".json")
-CURVE = ("reward", "response_tokens")
-NUMBERS = (*CURVE, "loss", "grad_norm")
+NUMBERS = ("reward", "response_tokens", "loss", "grad_norm")
 ENGINES = (2, 2, 1)
 
 
 def main() -> int:
-    """Run twice, compare, keep; status 1 where anything differs."""
+    """Run twice, compare, keep; status 1 where the two that are alike differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=Path("runs/demo/sft"), help="folder (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=20, help="of each run (default: %(default)s)")
@@ -50,8 +50,7 @@ def main() -> int:
     for name in ("alike", "other engines"):
         print(f"{name}: greatest differences of {args.steps} steps: {result[name]}")
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    differs = any(result["alike"].values()) or any(result["other engines"][name] for name in CURVE)
-    return 1 if differs else 0
+    return 1 if any(result["alike"].values()) else 0
 
 
 def _differences(one: Steps, other: Steps) -> dict[str, float]:
