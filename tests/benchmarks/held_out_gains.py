@@ -4,7 +4,7 @@
 
 Each trains with its demo settings (recipes/configs/ppo_demo.yaml, reinforce_demo.yaml), is converted back and writes
 proofs of the held-out problems as the demo does. Asked are a higher sampled score of each, and a critic whose explained
-variance rises. It takes about 12 minutes on two cores.
+variance rises. It takes about 20 minutes on two cores.
 """
 
 import argparse
