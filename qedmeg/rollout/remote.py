@@ -22,6 +22,8 @@ SECONDS_BETWEEN_PROBES = 3.0
 SECONDS_BETWEEN_LINES = 10.0
 FAILURES = 3
 """So often may a request fail at servers that are well."""
+LOSSES = 10
+"""So often may a server be lost while it has the same request: it might be the request that ends servers."""
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +130,9 @@ class RemoteFleet:
 
     async def _answer(self, index: int, request: Request, sampling: Sampling) -> tuple[int, Sample]:
         """The one answer to a request, of whichever server gives it first. It is with one server at a time."""
-        seconds, last, timeouts = self._config.generate_seconds, not request.ahead, 0
+        seconds, last, timeouts, losses = self._config.generate_seconds, not request.ahead, 0, 0
+        length = len(request.prompt_P)
+        named = f"the request in place {index} of those asked for together, of {length} tokens and seed {request.seed},"
         failed_at: list[Member] = []
         while True:
             if last:
@@ -147,18 +151,22 @@ class RemoteFleet:
                 failed_at.append(member)
                 if len(failed_at) == FAILURES:
                     raise NoEngine(
-                        f"the request in place {index} of those asked for together, with a prompt of "
-                        f"{len(request.prompt_P)} tokens and seed {request.seed}, failed {FAILURES} times at servers "
-                        f"that are well otherwise, {', '.join(one.name for one in failed_at)}; the last time: "
-                        f"{error.reason}"
+                        f"{named} failed {FAILURES} times at servers that are well otherwise, "
+                        f"{', '.join(one.name for one in failed_at)}; the last time: {error.reason}"
                     ) from None
             except EngineLost as error:
                 self._lose(member, error.reason)
+                losses += 1
                 timeouts += time.monotonic() - started >= seconds
                 if timeouts == 2:
                     raise NoEngine(
                         f"a rollout took longer than rollout.generate_seconds {seconds:g} twice, the last time at "
                         f"{member.name}; raise it, or lower rollout.max_tokens or rollout.concurrency"
+                    ) from None
+                if losses == LOSSES:
+                    raise NoEngine(
+                        f"{named} was with a server that was lost {LOSSES} times, the last time {member.name}: "
+                        f"{error.reason}"
                     ) from None
             except asyncio.CancelledError:
                 this = asyncio.current_task()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qedmeg.rollout import member as member_module
-from qedmeg.rollout.remote import FAILURES, NoEngine
+from qedmeg.rollout.remote import FAILURES, LOSSES, NoEngine
 from tests.rollout.fleet_scenes import PROBE, Scene, all_samples, check, play, requests, until
 from tests.rollout.vllm_server import VllmServer
 
@@ -26,7 +26,7 @@ def test_a_request_that_always_fails_ends_the_run_and_takes_no_server_out(
             await all_samples(fleet, requests(40))
         first, second = it.servers
         reason = str(told.value)
-        assert "place 3 of those asked for together, with a prompt of 2 tokens and seed 3, failed 3 times" in reason
+        assert "place 3 of those asked for together, of 2 tokens and seed 3, failed 3 times" in reason
         assert first.address in reason
         assert second.address in reason
         assert ("status 500" if failure == "500" else "no sample") in reason
@@ -39,6 +39,17 @@ def test_a_request_that_always_fails_ends_the_run_and_takes_no_server_out(
         play(scene)
     assert "lost the vLLM server" not in caplog.text
     assert "a request failed at the vLLM server at http://127.0.0.1:" in caplog.text
+
+
+def test_a_request_that_ends_each_server_ends_the_run() -> None:
+    async def scene(it: Scene) -> None:
+        fleet = await it.open([VllmServer(lambda seed: "reset" if seed == 3 else "answer") for _ in range(2)])
+        with pytest.raises(NoEngine, match=rf"seed 3, was with a server that was lost {LOSSES} times, the last time"):
+            await all_samples(fleet, requests(40))
+        first, second = it.servers
+        assert first.asked[3] + second.asked[3] == LOSSES
+
+    play(scene)
 
 
 def test_a_server_at_which_all_fails_costs_each_request_one_attempt() -> None:
