@@ -11,6 +11,7 @@ from qedmeg.evaluation import everything, run
 from qedmeg.evaluation.results import Results
 from qedmeg.evaluation.serving import find_model, ready_models
 from qedmeg.rollout import server
+from tests.rollout.vllm_server import DIES_WHEN_ASKED
 from tests.sft_runs import write_inputs
 
 
@@ -89,23 +90,6 @@ def test_ready_settings_are_whole():
     assert find_model("gemini-3-pro", {"temperature": 0.5}).settings()["temperature"] == 0.5
     changed = find_model("gpt-5.1", {"reasoning_effort": None, "max_tokens": None}).settings()
     assert (changed["reasoning_effort"], changed["max_tokens"]) == (None, None)
-
-
-DIES_WHEN_ASKED = """
-import os, sys
-from http.server import BaseHTTPRequestHandler, HTTPServer
-
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.end_headers()
-
-    def do_POST(self):
-        print("ValueError: no room for keys", flush=True)
-        os._exit(3)
-
-HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
-"""
 
 
 def test_a_server_that_dies_ends_the_run_at_once(model, tmp_path, monkeypatch):

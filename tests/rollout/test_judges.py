@@ -23,6 +23,7 @@ from qedmeg.rollout.sample import Batch
 from tests.checkpoints import make_checkpoint
 from tests.rollout.collecting import Setting, make_setting
 from tests.rollout.scripted import COMMAND, Script
+from tests.rollout.vllm_server import DIES_WHEN_ASKED
 
 SECONDS = 180.0
 DIES = "print('ValueError: no room for keys'); exit(3)"
@@ -72,23 +73,6 @@ def test_a_run_serves_its_judge_and_ends_it(
         assert "cut off after max_tokens 8" in said
     assert isinstance(batch.exception(SECONDS), RolloutFailed)
     assert not psutil.wait_procs(processes, timeout=10)[1]
-
-
-DIES_WHEN_ASKED = """
-import os, sys
-from http.server import BaseHTTPRequestHandler, HTTPServer
-
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.end_headers()
-
-    def do_POST(self):
-        print("ValueError: no room for keys", flush=True)
-        os._exit(3)
-
-HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
-"""
 
 
 @pytest.mark.parametrize("program", [DIES, DIES_WHEN_ASKED])

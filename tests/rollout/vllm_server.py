@@ -18,6 +18,22 @@ from qedmeg.rollout.engine import Request
 from qedmeg.rollout.sample import Sampling
 
 CONTEXT = 64
+DIES_WHEN_ASKED = """
+import os, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+    def do_POST(self):
+        print("ValueError: no room for keys", flush=True)
+        os._exit(3)
+
+HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+"""A program that listens at a port and dies when it is asked something, with an error in its output."""
 
 
 def right_tokens(request: Request, sampling: Sampling) -> list[int]:
