@@ -130,11 +130,13 @@ class RemoteFleet:
 
     async def _answer(self, index: int, request: Request, sampling: Sampling) -> tuple[int, Sample]:
         """The one answer to a request, of whichever server gives it first. It is with one server at a time."""
-        seconds, last, timeouts, losses = self._config.generate_seconds, not request.ahead, 0, 0
+        seconds, last, timeouts, losses, told = self._config.generate_seconds, not request.ahead, 0, 0, ""
         length = len(request.prompt_P)
         named = f"the request in place {index} of those asked for together, of {length} tokens and seed {request.seed},"
         failed_at: list[Member] = []
         while True:
+            if losses == LOSSES:
+                raise NoEngine(f"{named} was with a server that was lost {LOSSES} times, the last time {told}")
             if last:
                 await asyncio.sleep(SECONDS_BETWEEN_PROBES)  # a passing disturbance takes no more than one try
             member = await self._take(last, failed_at)
@@ -146,6 +148,7 @@ class RemoteFleet:
                 return index, await task
             except BadAnswer as error:
                 if not await self._is_well(member, error.reason):
+                    losses, told = losses + (member.lost is not None), f"{error}"
                     continue
                 last = True
                 failed_at.append(member)
@@ -156,17 +159,12 @@ class RemoteFleet:
                     ) from None
             except EngineLost as error:
                 self._lose(member, error.reason)
-                losses += 1
+                losses, told = losses + 1, f"{error}"
                 timeouts += time.monotonic() - started >= seconds
                 if timeouts == 2:
                     raise NoEngine(
                         f"a rollout took longer than rollout.generate_seconds {seconds:g} twice, the last time at "
                         f"{member.name}; raise it, or lower rollout.max_tokens or rollout.concurrency"
-                    ) from None
-                if losses == LOSSES:
-                    raise NoEngine(
-                        f"{named} was with a server that was lost {LOSSES} times, the last time {member.name}: "
-                        f"{error.reason}"
                     ) from None
             except asyncio.CancelledError:
                 this = asyncio.current_task()

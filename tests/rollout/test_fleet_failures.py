@@ -41,9 +41,24 @@ def test_a_request_that_always_fails_ends_the_run_and_takes_no_server_out(
     assert "a request failed at the vLLM server at http://127.0.0.1:" in caplog.text
 
 
-def test_a_request_that_ends_each_server_ends_the_run() -> None:
+@pytest.mark.parametrize("failure", ["reset", "500"])
+def test_a_request_that_ends_each_server_ends_the_run(failure: str) -> None:
+    def fatal(server: VllmServer) -> None:
+        """It dies of the request with seed 3, and is back a moment later."""
+
+        def fate(seed: int) -> str:
+            if seed != 3:
+                return "answer"
+            server.null = True
+            asyncio.get_running_loop().call_later(0.1, setattr, server, "null", False)
+            return failure
+
+        server.fate = fate
+
     async def scene(it: Scene) -> None:
-        fleet = await it.open([VllmServer(lambda seed: "reset" if seed == 3 else "answer") for _ in range(2)])
+        fleet = await it.open([VllmServer(), VllmServer()])
+        for server in it.servers:
+            fatal(server)
         with pytest.raises(NoEngine, match=rf"seed 3, was with a server that was lost {LOSSES} times, the last time"):
             await all_samples(fleet, requests(40))
         first, second = it.servers
