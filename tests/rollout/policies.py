@@ -120,3 +120,20 @@ async def send(fleet: Fleet, model: Any, version: int) -> None:
         link.close()
     slots.close()
     await fleet.resume(version)
+
+
+async def change_in_flight(fleet: Fleet, model: Any, version: int) -> list[Sample]:
+    """Samples until there are some of the weights before `version`, of both, and of `version` alone, which are sent
+    after the fourth sample. Far more are asked for than it takes, of many lengths, so that however slow or fast the
+    machine is, requests are on their way when the weights come."""
+    found: list[Sample] = []
+    spans = set()
+    async with aclosing(fleet.generate(batch(480), sampling())) as samples:
+        async for _, sample in samples:
+            found.append(sample)
+            spans.add(tuple(v for v, _ in sample.versions))
+            if len(found) == 4:
+                await send(fleet, model, version)
+            if spans >= {(version - 1,), (version - 1, version), (version,)}:
+                return found
+    raise AssertionError(f"no sample of some kind among {spans}")

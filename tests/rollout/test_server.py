@@ -5,7 +5,6 @@ import asyncio
 import os
 import socket
 import sys
-from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +50,7 @@ def test_generation_and_a_change_of_weights_in_flight(vllm_server: str, models: 
         assert sum(same) > len(same) / 2  # the seeds arrived; sums may differ in their last bits
 
     async def weights_change(fleet: RemoteFleet) -> None:
-        requests, found = policies.batch(24), {}
-        # of one length: those that wait for the first 16 to end have most of theirs before them then
-        how = policies.sampling(max_tokens=250, stop_ids=())
-        async with aclosing(fleet.generate(requests, how)) as samples:
-            async for index, sample in samples:
-                found[index] = sample
-                if len(found) == 4:
-                    await policies.send(fleet, models[2], 2)
-        assert sorted(found) == list(range(24))
-        spans = {tuple(version for version, _ in sample.versions) for sample in found.values()}
-        assert spans >= {(1,), (1, 2)}
-        for sample in found.values():
+        for sample in await policies.change_in_flight(fleet, models[2], 2):
             np.testing.assert_allclose(sample.logprobs_T, policies.reference(models, sample, 1.0), atol=1e-4)
 
     async def prompt_logprobs(fleet: RemoteFleet) -> None:
