@@ -310,6 +310,8 @@ def _error(told: dict[str, Any], log: Path) -> Exception:
     match told["kind"]:
         case "user":
             return UserError(told["message"])
+        case "run failed":
+            return RunFailed(told["message"])
         case "engine lost":
             return EngineLost(told["name"], told["message"])
         case "weights needed":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qedmeg import device
 from qedmeg.config import GraderConfig, JudgeConfig, JudgeServerConfig
-from qedmeg.errors import UserError
+from qedmeg.errors import RunFailed, UserError
 from qedmeg.evaluation.serving import weights_hash
 from qedmeg.grading.judge_folders import check_judges
 from qedmeg.rollout.engine import hardware_options
@@ -30,7 +30,8 @@ async def served_judges(
 
     Raises:
         UserError: a folder cannot be served, or there are too few GPUs. When awaited: a server has ended or does not
-            answer in time. At the end of the block: one has ended.
+            answer in time.
+        RunFailed: at the end of the block: a server that was up has ended.
     """
     check_judges(config)
     places = iter(judge_gpus([judge.serve for judge in config.judges if judge.serve], taken))
@@ -58,7 +59,7 @@ async def served_judges(
         except asyncio.CancelledError:
             if not (ended := _ended(servers)):
                 raise
-            raise UserError(ended) from None
+            raise RunFailed(ended) from None
         finally:
             up.cancel()
             watch.cancel()

@@ -25,7 +25,7 @@ from qedmeg.config import GraderConfig
 from qedmeg.config_rl import RolloutConfig
 from qedmeg.data.prompts import load_prompts
 from qedmeg.data.tokenizer import load_tokenizer
-from qedmeg.errors import EXIT_USER_ERROR, UserError
+from qedmeg.errors import EXIT_USER_ERROR, RunFailed, UserError
 from qedmeg.grading.grader import Grader, ProofProblem
 from qedmeg.grading.graders import Graders
 from qedmeg.grading.panel import make_grader
@@ -241,6 +241,8 @@ async def _until_the_trainer_ends(service: _Service) -> None:
 def _kind(error: Exception) -> ErrorKind:
     if isinstance(error, WeightsNeeded):
         return "weights needed"
+    if isinstance(error, RunFailed):
+        return "run failed"
     return "user" if isinstance(error, UserError) else "failed"
 
 
@@ -288,7 +290,7 @@ def main(make_fleet: FleetMaker = make_fleet, make_grader: GraderMaker = make_gr
         kind = _kind(error)
         if kind == "failed":
             logger.exception("the rollout process ends")
-        message = str(error) if kind == "user" else f"{type(error).__name__}: {error}"
+        message = str(error) if isinstance(error, UserError | RunFailed) else f"{type(error).__name__}: {error}"
         channel.send({"fatal": {"kind": kind, "message": message}})
         return EXIT_USER_ERROR if kind == "user" else 1
     return 0

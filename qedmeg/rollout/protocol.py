@@ -24,9 +24,9 @@ CONFIG_FILE = "rollout_process.yaml"
 SECONDS_BETWEEN_SIGNS = 2.0
 """How often it says that it is alive."""
 
-ErrorKind = Literal["user", "engine lost", "weights needed", "failed"]
-"""`user`: a UserError. `engine lost`: the engine `name` did not do what it was asked. `weights needed`: the engines
-must be sent the weights before the batch can be made. `failed`: all else."""
+ErrorKind = Literal["user", "run failed", "engine lost", "weights needed", "failed"]
+"""`user`: a UserError. `run failed`: a RunFailed. `engine lost`: the engine `name` did not do what it was asked.
+`weights needed`: the engines must be sent the weights before the batch can be made. `failed`: all else."""
 
 
 class EngineLost(RunFailed):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from qedmeg.config_rl import RolloutConfig
-from qedmeg.errors import UserError
+from qedmeg.errors import RunFailed, UserError
 from qedmeg.rollout.engine import Request, require_fit
 from qedmeg.rollout.member import Member
 from qedmeg.rollout.protocol import EngineLost
@@ -28,7 +28,7 @@ LOSSES = 10
 logger = logging.getLogger(__name__)
 
 
-class NoEngine(Exception):
+class NoEngine(RunFailed):
     """No engine answers, or none in time, or none what it is asked; the message names them."""
 
 

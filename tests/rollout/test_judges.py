@@ -13,7 +13,7 @@ import pytest
 
 from qedmeg import device
 from qedmeg.config import GraderConfig, JudgeConfig, JudgeServerConfig
-from qedmeg.errors import UserError
+from qedmeg.errors import RunFailed, UserError
 from qedmeg.grading import calibration
 from qedmeg.grading.panel import Panel
 from qedmeg.rollout import server
@@ -75,16 +75,18 @@ def test_a_run_serves_its_judge_and_ends_it(
     assert not psutil.wait_procs(processes, timeout=10)[1]
 
 
-@pytest.mark.parametrize("program", [DIES, DIES_WHEN_ASKED])
-def test_a_run_ends_when_its_judge_does(setting: Setting, tmp_path: Path, program: str) -> None:
+@pytest.mark.parametrize(("program", "kind"), [(DIES, UserError), (DIES_WHEN_ASKED, RunFailed)])
+def test_a_run_ends_when_its_judge_does(setting: Setting, tmp_path: Path, program: str, kind: type[Exception]) -> None:
+    """Before it was up, it is the user's to mend; thereafter the run has failed."""
     config = setting.config(tmp_path / "run").model_copy(update={"grader": grader(setting.model)})
     Script(judge=program).write(config.run_dir)
     log = config.run_dir / "logs" / "vllm_judge_0.log"
     with (
-        pytest.raises(UserError) as told,
+        pytest.raises(kind) as told,
         RolloutClient(config, config.run_dir, setting.model, command=COMMAND) as client,
     ):
         begin(client)[1].result(SECONDS)
+    assert told.type is kind
     lines = str(told.value).splitlines()
     named = rf"judge {setting.model.name}-\w{{8}}: the vLLM server at http://127\.0\.0\.1:\d+"
     assert re.fullmatch(rf"{named} ended with status 3; its log {log}", lines[0])
