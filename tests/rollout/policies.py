@@ -123,17 +123,16 @@ async def send(fleet: Fleet, model: Any, version: int) -> None:
 
 
 async def change_in_flight(fleet: Fleet, model: Any, version: int) -> list[Sample]:
-    """Samples until there are some of the weights before `version`, of both, and of `version` alone, which are sent
-    after the fourth sample. Far more are asked for than it takes, of many lengths, so that however slow or fast the
-    machine is, requests are on their way when the weights come."""
-    found: list[Sample] = []
-    spans = set()
-    async with aclosing(fleet.generate(batch(480), sampling())) as samples:
-        async for _, sample in samples:
-            found.append(sample)
-            spans.add(tuple(v for v, _ in sample.versions))
+    """All samples of many requests, of which the fourth is followed by weights of `version`: some are of those before,
+    some of both, some of the new ones. So many are asked for, of many lengths, that however slow or fast the machine
+    is, requests are on their way when the weights come."""
+    requests, found = batch(160), {}
+    async with aclosing(fleet.generate(requests, sampling())) as samples:
+        async for index, sample in samples:
+            found[index] = sample
             if len(found) == 4:
                 await send(fleet, model, version)
-            if spans >= {(version - 1,), (version - 1, version), (version,)}:
-                return found
-    raise AssertionError(f"no sample of some kind among {spans}")
+    assert sorted(found) == list(range(len(requests)))
+    spans = {tuple(of for of, _ in sample.versions) for sample in found.values()}
+    assert spans == {(version - 1,), (version - 1, version), (version,)}
+    return list(found.values())
